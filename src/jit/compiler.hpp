@@ -1,0 +1,76 @@
+// Compiles kernels at run time with NVRTC, in parallel, through an on-disk cubin cache.
+#pragma once
+
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels/variant.hpp"
+
+namespace moetune {
+
+// What a cubin tells without a GPU. Source of the attribute numbers: CUDA's `.nv.info` sections
+// (EIATTR_REGCOUNT 0x2f, EIATTR_FRAME_SIZE 0x11, EIATTR_MAX_THREADS 0x05).
+struct Resources {
+  int registers = 0;
+  int stack_bytes = 0;  // nonzero on every spill
+  int static_smem_bytes = 0;
+  int max_threads = 0;
+};
+
+struct CompiledKernel {
+  std::string expression;    // as asked for
+  std::string lowered_name;  // the symbol in the cubin
+  Resources resources;
+};
+
+struct Cubin {
+  std::string image;  // ELF bytes; empty when compilation failed
+  std::vector<CompiledKernel> kernels;  // in the order of KernelSource::expressions
+  std::string log;    // NVRTC's log, warnings included
+  std::string error;  // why it failed; empty when it did not
+  double compile_ms = 0;
+  bool from_cache = false;
+  bool ok() const { return error.empty(); }
+};
+
+// NVRTC's version, "13.0". Throws Error(device) with a remedy when NVRTC cannot be loaded.
+std::string nvrtc_version();
+// Hex hash over every embedded kernel source: part of a table's identity.
+std::string kernels_hash();
+
+// Compiles now, on this thread, without the cache. Never throws for bad source: see Cubin::error.
+Cubin compile(const KernelSource& source, const std::string& arch);
+
+class Compiler {
+ public:
+  // `cache_dir` empty: no cache. `num_threads` 0: one per core.
+  Compiler(std::string arch, std::string cache_dir, int num_threads);
+  ~Compiler();  // waits for running compilations, drops queued ones
+  Compiler(const Compiler&) = delete;
+  Compiler& operator=(const Compiler&) = delete;
+
+  const std::string& arch() const;
+  // Queues a compilation (once per source); later calls return the same future.
+  std::shared_future<std::shared_ptr<const Cubin>> submit(const KernelSource& source);
+  // Submits at the front of the queue and waits.
+  std::shared_ptr<const Cubin> get(const KernelSource& source);
+  struct Stats {
+    int compiled = 0, cache_hits = 0, failed = 0;
+    double compile_s = 0;  // summed over threads
+  };
+  Stats stats() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// "" or why ptxas's log or the resources make the kernel unfit to ship (spills, serialised WGMMA
+// C7504/C7508/C7514, too many registers for its threads).
+std::string resource_defect(const CompiledKernel& kernel, const std::string& log, int num_threads);
+
+}  // namespace moetune

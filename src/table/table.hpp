@@ -1,0 +1,72 @@
+// Best-config tables: the product. One file a (GPU, shape, dtype), token counts as keys.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "core/gpu.hpp"
+#include "core/problem.hpp"
+#include "core/trial.hpp"
+
+namespace moetune {
+
+inline constexpr int kTableSchemaVersion = 1;
+
+// What a table is valid for. A reader compares it with what it runs on.
+struct TableIdentity {
+  std::string gpu;           // "NVIDIA H200"
+  std::string arch;          // "sm_90a"
+  std::string driver;        // informative: a difference is a note, not an error
+  std::string nvrtc;         // "13.0"
+  std::string kernels_hash;  // of the kernel sources that were tuned
+  LayerShape shape;
+  Dtype dtype = Dtype::bf16;
+};
+
+struct TableEntry {
+  Plan plan;             // gemm1 and gemm2 steps
+  Timing timing;         // of the whole layer, microseconds
+  double reference_us = 0;  // the reference point's layer
+  double speedup = 0;       // reference_us / timing.median_us
+  double rel_err = 0;
+  int registers = 0;
+  int smem_bytes = 0;
+  Source source = Source::measured;
+  bool tie = false;      // another plan was within noise: see tuning.md's tie band
+};
+
+struct Table {
+  TableIdentity identity;
+  std::string created;   // ISO 8601 UTC
+  std::string command;
+  Routing routing;
+  std::uint64_t seed = 0;
+  bool complete = true;  // false: the search was interrupted
+  std::map<std::int64_t, TableEntry> entries;
+};
+
+// "E=128,N=768,H=2048,topk=8,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json"
+std::string table_file_name(const TableIdentity& identity);
+
+void to_json(nlohmann::ordered_json& json, const Table& table);
+// Throws Error(input) that names `path`, and the line for malformed JSON. Recognises a vLLM/SGLang
+// table and says what it is and why its points are not this kernel's.
+Table read_table(const std::string& path);
+// Merges with a table of the same identity at the same path (this table's entries win), then writes
+// atomically (temporary file, fsync, rename). A table of another
+// identity at that path is first renamed to <name>.bak-<n>. Throws Error(io). Returns the path.
+std::string write_table(const std::string& directory, const Table& table);
+
+enum class LookupStep { exact, nearest, fallback };
+struct Lookup {
+  LookupStep step = LookupStep::fallback;
+  std::int64_t num_tokens = 0;  // the entry's key, for exact and nearest
+  const TableEntry* entry = nullptr;
+};
+// Exact token count, else the nearest in the table, else fallback (use reference_plan).
+Lookup look_up(const Table& table, std::int64_t num_tokens);
+
+}  // namespace moetune

@@ -1,0 +1,56 @@
+// What turns a plan into a trial: a GPU, or offline a compiler with records or a model.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/gpu.hpp"
+#include "core/problem.hpp"
+#include "core/trial.hpp"
+
+namespace moetune {
+
+struct Request {
+  Stage stage = Stage::gemm1;
+  std::int64_t num_tokens = 1;
+  Plan plan;  // gemm1 or gemm2: one step; layer: both
+  // Racing: give up after a brief look when the plan is clearly slower than this. 0: never.
+  double stop_above_us = 0;
+  // false: a screening look, a few samples; true: the full protocol (at least 20 samples).
+  bool thorough = false;
+};
+
+struct EvaluatorOptions {
+  std::string cache_dir;    // cubin cache
+  std::string records_dir;  // offline: results/ with recorded times
+  int num_threads = 0;      // compile threads; 0: all cores
+  int num_routings = 8;
+};
+
+class Evaluator {
+ public:
+  virtual ~Evaluator() = default;
+  virtual const Gpu& gpu() const = 0;
+  // "13.0": part of a table's identity.
+  virtual std::string nvrtc_version() const = 0;
+  // Starts compiling these plans' kernels in the background, in order. Returns at once.
+  virtual void prefetch(std::span<const Request> requests) = 0;
+  // Compile or fetch, check resources, launch, compare with the reference, and only if right, time.
+  // Never throws for what a point does wrong; throws Error for I/O, memory and a lost device.
+  virtual Trial evaluate(const Request& request) = 0;
+  // Seconds the GPU (or the compiler, offline) was busy so far; for the run's record.
+  virtual double busy_s() const = 0;
+};
+
+// `problem.num_tokens` is the largest token count that will be asked for. Weights and inputs are
+// made once. Throws Error(device) saying how many bytes are needed when the layer does not fit.
+std::unique_ptr<Evaluator> make_device_evaluator(int ordinal, const Problem& problem,
+                                                 const EvaluatorOptions& options);
+std::unique_ptr<Evaluator> make_offline_evaluator(const Gpu& gpu, const Problem& problem,
+                                                  const EvaluatorOptions& options);
+
+}  // namespace moetune

@@ -23,10 +23,12 @@ class Strategy {
   virtual void observe(const Point& point, const Trial& trial) = 0;
   // How many points it will propose in all; an estimate is fine. For the progress display.
   virtual std::uint64_t expected() const = 0;
+  // One line the user should know before it starts, or "": the start point had to move.
+  virtual std::string note() const { return {}; }
 };
 
 struct StrategyOptions {
-  std::uint64_t count = 0;     // random: how many points
+  std::uint64_t count = 0;  // random: how many points
   std::uint64_t seed = 0;
   std::optional<Point> start;  // ablation: the point to vary around; none: the reference point
 };

@@ -1,0 +1,56 @@
+// The list of kernel variants, and the names that options and tables use for fp8 modes.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "kernels/portable/host.hpp"
+#include "kernels/variant.hpp"
+
+namespace moetune {
+
+const std::vector<std::unique_ptr<Variant>>& variants() {
+  static const auto list = [] {
+    std::vector<std::unique_ptr<Variant>> all;
+    all.push_back(make_portable());
+    return all;
+  }();
+  return list;
+}
+
+const Variant& find_variant(std::string_view name) {
+  std::vector<std::string> names;
+  for (const auto& variant : variants()) {
+    if (variant->name() == name) return *variant;
+    names.emplace_back(variant->name());
+  }
+  const std::string near = nearest(name, names);
+  throw Error(ErrorKind::input,
+              fmt::format("unknown kernel variant '{}'; known: {}{}", name, fmt::join(names, ", "),
+                          near.empty() ? "" : fmt::format("; did you mean '{}'?", near)));
+}
+
+Fp8Mode parse_fp8_mode(std::string_view text) {
+  if (text == "off") return Fp8Mode::off;
+  if (text == "on") return Fp8Mode::on;
+  if (text == "both") return Fp8Mode::both;
+  throw Error(ErrorKind::usage, fmt::format("unknown fp8 mode '{}'; use off, on or both", text));
+}
+
+std::string_view to_string(Fp8Mode mode) {
+  switch (mode) {
+    case Fp8Mode::off:
+      return "off";
+    case Fp8Mode::on:
+      return "on";
+    case Fp8Mode::both:
+      return "both";
+  }
+  return "off";
+}
+
+Fp8Mode default_fp8_mode(Dtype dtype) {
+  return is_fp8(dtype) ? Fp8Mode::on : Fp8Mode::off;
+}
+
+}  // namespace moetune

@@ -45,7 +45,8 @@ class Variant {
   // Dynamic shared memory and threads of one block of that kernel.
   virtual int smem_bytes(const Problem& problem, Stage stage, const Point& point) const = 0;
   virtual int num_threads(const Point& point) const = 0;
-  // Predicted microseconds of the stage from bytes, flops and waves: an ordering, not a measurement.
+  // Predicted microseconds of the stage from bytes, flops and waves: an ordering, not a
+  // measurement.
   virtual double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                             const Point& point) const = 0;
 };
@@ -54,8 +55,11 @@ class Variant {
 const std::vector<std::unique_ptr<Variant>>& variants();
 const Variant& find_variant(std::string_view name);  // throws Error(input) naming the nearest
 
-// The reference point that speedups are measured against: BLOCK_SIZE 64, 4 warps, 2 stages, FP8 off,
-// adapted only where the dtype needs it. A plan of the portable variant's gemm1 and gemm2.
+// The reference point that speedups are measured against: BLOCK_SIZE 64, 4 warps, 2 stages, FP8
+// off, adapted only where the dtype needs it. A plan of the portable variant's gemm1 and gemm2.
 Plan reference_plan(const Gpu& gpu, const Problem& problem);
+
+// The kernels around the GEMMs (sort, quantise, activation, combine) that this problem needs.
+std::vector<KernelSource> support_sources(const Gpu& gpu, const Problem& problem);
 
 }  // namespace moetune

@@ -2,8 +2,8 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <cuda_runtime_api.h>
 
-#include <cstdio>
 #include <doctest/doctest.h>
+#include <cstdio>
 
 int main(int argc, char** argv) {
   constexpr int kSkipped = 77;  // SKIP_RETURN_CODE in CMakeLists.txt

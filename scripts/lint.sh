@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Format check and static analysis, with clang-format 14 and clang-tidy 14 (their output differs
+# between versions). Debian 12, Ubuntu 22.04 or 24.04; needs a build/release made by setup.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for tool in clang-format-14 clang-tidy-14; do
+  command -v "$tool" >/dev/null || { echo "error: $tool is missing: apt-get install $tool" >&2; exit 1; }
+done
+[ -e build/release/compile_commands.json ] ||
+  { echo "error: build/release is missing: run scripts/setup.sh" >&2; exit 1; }
+
+git ls-files -z '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs -0 clang-format-14 --dry-run -Werror
+echo "format: good" >&2
+# One file at a time: a header is checked with each file that includes it.
+git ls-files -z 'src/*.cpp' 'search/*.cpp' 'kernels/*.cpp' |
+  xargs -0 -n 1 -P "$(nproc)" clang-tidy-14 --quiet -p build/release
+echo "clang-tidy: good" >&2

@@ -1,0 +1,50 @@
+// What a search and the child process that measures for it say to each other: JSON, a message a
+// line, over one socket. The parent asks, the child answers; only "prefetch" has no answer.
+//
+//   {"open": {...}}           -> {"gpu": {...}, "nvrtc": "13.0"}
+//   {"evaluate": {...}}       -> {"trial": {...}, "busy_s": 1.5}
+//   {"prefetch": [{...}]}
+//   whatever throws           -> {"error": {"kind": 3, "message": "..."}}
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "tune/evaluator.hpp"
+
+namespace moetune {
+
+// One end of the conversation. Does not own the socket.
+class Channel {
+ public:
+  enum class Result { ok, closed, timed_out };
+  using Clock = std::chrono::steady_clock;
+
+  explicit Channel(int socket) : socket_(socket) {}
+  Result send(const nlohmann::ordered_json& message, Clock::time_point deadline);
+  // The next line, without its end. Throws Error(input) for a line beyond any sensible message.
+  Result receive(std::string& line, Clock::time_point deadline);
+
+ private:
+  int socket_;
+  std::string buffer_;
+};
+
+nlohmann::ordered_json encode(const Request& request);
+Request decode_request(const nlohmann::ordered_json& json);
+nlohmann::ordered_json encode(const Gpu& gpu);
+Gpu decode_gpu(const nlohmann::ordered_json& json);
+nlohmann::ordered_json encode_open(int ordinal, const Problem& problem,
+                                   const EvaluatorOptions& options);
+
+using EvaluatorFactory =
+    std::function<std::unique_ptr<Evaluator>(int, const Problem&, const EvaluatorOptions&)>;
+
+// The child's loop: answers until the parent closes the socket, then returns exit code 0. Throws
+// Error(usage) when `socket` is none.
+int serve(int socket, const EvaluatorFactory& make_evaluator);
+
+}  // namespace moetune

@@ -1,0 +1,352 @@
+// Portable grouped GEMM of a mixture-of-experts layer: out[slot, n] = sum_k a[row(slot), k] w[e, n,
+// k].
+//
+// A slot is a (token, choice) pair: slot = token * top_k + choice. The sort kernel groups slots by
+// expert without padding and lists row tiles {expert, first position}; rows are gathered through
+// that list, and a row's result goes back to its own slot, so that no later kernel needs the
+// permutation.
+//
+// A tile's life: one thread block takes one tile (block_m slots x block_n weight rows, one split of
+// K). cp.async brings K steps of block_k into a ring of num_stages shared-memory stages, 16-byte
+// chunks XOR-swizzled so that ldmatrix meets no bank conflict. Each warp multiplies its part with
+// mma.sync into fp32 registers. bf16 and e4m3 share every byte address: an mma takes 32 bytes of K
+// of either. With block scales, 128 of K go to a temporary that is scaled into the accumulators.
+#include "common/ptx.cuh"
+#include "portable/config.hpp"
+
+namespace moetune {
+
+struct GemmParams {
+  const void* a;              // [rows, size_k] bf16 or e4m3; row = slot / top_k
+  const void* w;              // [experts, size_n, size_k]
+  void* out;                  // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
+  const float* a_scale;       // block: [rows, size_k / 128]; tensor: [rows]
+  const float* w_scale;       // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
+  const int* sorted_slots;    // [num_slots] slots grouped by expert
+  const int* expert_offsets;  // [experts + 1]
+  const int2* tiles;          // [*num_tiles] {expert, first position in sorted_slots}
+  const int* num_tiles;
+  int num_slots;
+  int group_m;  // row tiles walked together; 0: column-major walk
+  int split_k;
+};
+
+// Chunk of 16 bytes -> where it lies in its row.
+template <int kChunks>
+__device__ __forceinline__ int swizzle(int row, int chunk) {
+  if constexpr (kChunks >= 8) return chunk ^ (row & 7);
+  return chunk ^ ((row / (8 / kChunks)) & (kChunks - 1));
+}
+
+template <GemmConfig C>
+__global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p) {
+  constexpr bool kFused = C.output == Output::swiglu;
+  constexpr bool kBlockScales = C.scales == Scales::block;
+  constexpr int kElement = C.fp8 ? 1 : 2;
+  constexpr int kRowBytes = row_bytes(C);
+  constexpr int kChunks = kRowBytes / 16;
+  constexpr int kThreads = num_threads(C);
+  constexpr int kWarpsM = warps_m(C);
+  constexpr int kWarpsN = C.num_warps / kWarpsM;
+  constexpr int kMTiles = C.block_m / kWarpsM / 16;
+  constexpr int kNTiles = C.block_n / kWarpsN / 8;
+  constexpr int kOutColumns = kFused ? C.size_n / 2 : C.size_n;
+  constexpr int kTileColumns = kFused ? C.block_n / 2 : C.block_n;
+  constexpr int kColumnTiles = (kOutColumns + kTileColumns - 1) / kTileColumns;
+  constexpr int kTotalSteps = (C.size_k + C.block_k - 1) / C.block_k;
+  constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
+  static_assert(kWarpsM > 0 && kThreads % (kChunks * 8) == 0, "the host's rules let this pass");
+
+  extern __shared__ __align__(128) u8 smem[];
+  int* const tile_slots = reinterpret_cast<int*>(smem + C.num_stages * stage_bytes(C));
+
+  const int thread = threadIdx.x;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int warp_m = warp / kWarpsN;
+  const int warp_n = warp % kWarpsN;
+
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+
+  // Which tile. Blocks beyond the tiles that this routing has leave at once.
+  const int row_tiles = *p.num_tiles;
+  const int block = blockIdx.x;
+  if (block >= row_tiles * kColumnTiles) return;
+  int row_tile;
+  int column_tile;
+  if (p.group_m == 0) {
+    row_tile = block % row_tiles;
+    column_tile = block / row_tiles;
+  } else {
+    const int first = block / (p.group_m * kColumnTiles) * p.group_m;
+    const int rows = min(row_tiles - first, p.group_m);
+    const int within = block % (p.group_m * kColumnTiles);
+    row_tile = first + within % rows;
+    column_tile = within / rows;
+  }
+  const int2 tile = p.tiles[row_tile];
+  const int expert = tile.x;
+  const int num_rows = min(C.block_m, p.expert_offsets[expert + 1] - tile.y);
+  const int column0 = column_tile * kTileColumns;
+  for (int r = thread; r < C.block_m; r += kThreads) {
+    tile_slots[r] = r < num_rows ? p.sorted_slots[tile.y + r] : -1;
+  }
+  __syncthreads();
+
+  // This thread's share of the loads: one chunk column, every kLoadRows-th row.
+  constexpr int kLoadRows = kThreads / kChunks;
+  constexpr int kALoads = (C.block_m + kLoadRows - 1) / kLoadRows;
+  constexpr int kBLoads = (C.block_n + kLoadRows - 1) / kLoadRows;
+  const int load_row = thread / kChunks;
+  const int load_chunk = thread % kChunks;
+  // Rows are at least 16 bytes apart, so 32 bits of 16-byte units reach 64 GiB.
+  u32 a_offset[kALoads];
+  bool a_valid[kALoads];
+#pragma unroll
+  for (int i = 0; i < kALoads; ++i) {
+    const int r = load_row + i * kLoadRows;
+    const int slot = r < C.block_m ? tile_slots[r] : -1;
+    a_valid[i] = slot >= 0;
+    a_offset[i] = a_valid[i] ? static_cast<u32>(slot / C.top_k * (kRowPitch / 16)) : 0;
+  }
+  // Fused: groups of 8 tile rows alternate between gate and up rows of the same columns, so that
+  // a thread holds both halves of an output element.
+  const auto weight_row = [&](int r) {
+    if constexpr (kFused) {
+      return (r / 8 % 2) * kOutColumns + column0 + r / 16 * 8 + r % 8;
+    } else {
+      return column0 + r;
+    }
+  };
+  const auto column_valid = [&](int r) {
+    if constexpr (kOutColumns % kTileColumns == 0) return true;
+    const int column = kFused ? column0 + r / 16 * 8 + r % 8 : column0 + r;
+    return column < kOutColumns;
+  };
+  const u8* const a_base = static_cast<const u8*>(p.a) + load_chunk * 16;
+  const u8* const w_base = static_cast<const u8*>(p.w) + expert * (C.size_n * kRowPitch) +
+                           weight_row(load_row) * kRowPitch + load_chunk * 16;
+
+  const int split = blockIdx.y;
+  const int step_begin = kTotalSteps * split / p.split_k;
+  const int num_steps = kTotalSteps * (split + 1) / p.split_k - step_begin;
+
+  constexpr int kScaleColumns = C.size_k / kScaleGroup;
+  constexpr int kScaleGroups = scale_groups(C);
+  constexpr int kScaleBlocks = weight_scale_blocks(C);
+  constexpr int kScalesPerGroup = C.block_m + kScaleBlocks;
+
+  const u32 smem_base = smem_address(smem);
+  const u32 store_a = load_row * kRowBytes + swizzle<kChunks>(load_row, load_chunk) * 16;
+
+  const auto load_step = [&](int step, int stage) {
+    const u32 a_stage = smem_base + stage * stage_bytes(C);
+    const u32 b_stage = a_stage + C.block_m * kRowBytes;
+    const int k = (step_begin + step) * C.block_k;
+    const bool in_k = C.size_k % C.block_k == 0 || k + load_chunk * (16 / kElement) < C.size_k;
+    const i64 k_bytes = static_cast<i64>(k) * kElement;
+#pragma unroll
+    for (int i = 0; i < kALoads; ++i) {
+      if (C.block_m % kLoadRows != 0 && load_row + i * kLoadRows >= C.block_m) continue;
+      // kLoadRows is a multiple of 8, so the swizzle of row + i * kLoadRows is that of row.
+      cp_async_16(a_stage + store_a + i * kLoadRows * kRowBytes,
+                  a_base + static_cast<i64>(a_offset[i]) * 16 + (in_k ? k_bytes : 0),
+                  a_valid[i] && in_k);
+    }
+#pragma unroll
+    for (int i = 0; i < kBLoads; ++i) {
+      const int r = load_row + i * kLoadRows;
+      const bool valid = in_k && column_valid(r);
+      const i64 row_offset = static_cast<i64>(weight_row(r) - weight_row(load_row)) * kRowPitch;
+      cp_async_16(b_stage + store_a + i * kLoadRows * kRowBytes,
+                  w_base + (valid ? row_offset + k_bytes : 0), valid);
+    }
+    if constexpr (kBlockScales) {
+      const u32 scales = b_stage + C.block_n * kRowBytes;
+      for (int i = thread; i < kScaleGroups * kScalesPerGroup; i += kThreads) {
+        const int group = i / kScalesPerGroup;
+        const int r = i % kScalesPerGroup;
+        const int column = k / kScaleGroup + group;
+        bool valid = column < kScaleColumns;
+        const float* source = p.a_scale;
+        if (r < C.block_m) {
+          const int slot = tile_slots[r];
+          valid = valid && slot >= 0;
+          if (valid) source += static_cast<i64>(slot / C.top_k) * kScaleColumns + column;
+        } else {
+          const int block_index = r - C.block_m;
+          constexpr int kHalves = kFused ? 2 : 1;
+          const int half = kFused ? block_index % 2 : 0;
+          const int row = half * kOutColumns + column0 + block_index / kHalves * kScaleGroup;
+          valid = valid && column0 + block_index / kHalves * kScaleGroup < kOutColumns;
+          source = p.w_scale;
+          if (valid) {
+            source += (static_cast<i64>(expert) * (C.size_n / kScaleGroup) + row / kScaleGroup) *
+                          kScaleColumns +
+                      column;
+          }
+        }
+        cp_async_4(scales + i * 4, source, valid);
+      }
+    }
+  };
+
+  float acc[kMTiles][kNTiles][4] = {};
+
+  // ldmatrix addresses: rows of a warp tile start at multiples of 8, so lane % 8 is the swizzle.
+  const int a_lane_row = warp_m * (kMTiles * 16) + lane % 16;
+  const int b_lane_row = warp_n * (kNTiles * 8) + lane / 16 * 8 + lane % 8;
+  const u32 a_lane = a_lane_row * kRowBytes;
+  const u32 b_lane = C.block_m * kRowBytes + b_lane_row * kRowBytes;
+  const auto a_fragment = [&](u32 stage, int m, int k32, u32(&r)[4]) {
+    ldmatrix_x4(r, stage + a_lane + m * 16 * kRowBytes +
+                       swizzle<kChunks>(a_lane_row, k32 * 2 + lane / 16) * 16);
+  };
+  const auto b_fragments = [&](u32 stage, int n, int k32, u32(&low)[2], u32(&high)[2]) {
+    const u32 address = stage + b_lane + n * 8 * kRowBytes +
+                        swizzle<kChunks>(b_lane_row, k32 * 2 + lane / 8 % 2) * 16;
+    u32 r[4];
+    ldmatrix_x4(r, address);
+    low[0] = r[0], low[1] = r[1], high[0] = r[2], high[1] = r[3];
+  };
+  const auto b_fragment = [&](u32 stage, int n, int k32, u32(&r)[2]) {
+    ldmatrix_x2(r[0], r[1],
+                stage + b_lane + n * 8 * kRowBytes +
+                    swizzle<kChunks>(b_lane_row, k32 * 2 + lane / 8 % 2) * 16);
+  };
+
+  // Plain accumulation: bf16, and e4m3 whose scales are applied at the end.
+  const auto compute_plain = [&](u32 stage) {
+#pragma unroll
+    for (int k32 = 0; k32 < kRowBytes / 32; ++k32) {
+      u32 b[kNTiles][2];
+      if constexpr (kNTiles % 2 == 0) {
+#pragma unroll
+        for (int n = 0; n < kNTiles; n += 2) b_fragments(stage, n, k32, b[n], b[n + 1]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < kNTiles; ++n) b_fragment(stage, n, k32, b[n]);
+      }
+#pragma unroll
+      for (int m = 0; m < kMTiles; ++m) {
+        u32 a[4];
+        a_fragment(stage, m, k32, a);
+#pragma unroll
+        for (int n = 0; n < kNTiles; ++n) {
+          if constexpr (C.fp8) {
+            mma_e4m3(acc[m][n], a, b[n]);
+          } else {
+            mma_bf16(acc[m][n], a, b[n]);
+          }
+        }
+      }
+    }
+  };
+
+  // Two-level accumulation: 128 of K into a temporary, then scaled into the accumulators.
+  const auto compute_scaled = [&](u32 stage, const float* scales) {
+    constexpr int kSteps = (kRowBytes < kScaleGroup ? kRowBytes : kScaleGroup) / 32;
+#pragma unroll
+    for (int group = 0; group < kScaleGroups; ++group) {
+      const float* const a_scales = scales + group * kScalesPerGroup;
+      const float* const w_scales = a_scales + C.block_m;
+      u32 a[kMTiles][kSteps][4];
+      float row_scale[kMTiles][2];
+#pragma unroll
+      for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) a_fragment(stage, m, group * kSteps + k, a[m][k]);
+        const int r = warp_m * (kMTiles * 16) + m * 16 + lane / 4;
+        row_scale[m][0] = a_scales[r];
+        row_scale[m][1] = a_scales[r + 8];
+      }
+#pragma unroll
+      for (int n = 0; n < kNTiles; ++n) {
+        u32 b[kSteps][2];
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) b_fragment(stage, n, group * kSteps + k, b[k]);
+        const int tile_row = warp_n * (kNTiles * 8) + n * 8;
+        const int scale_block = kFused ? tile_row / 16 * 8 / kScaleGroup * 2 + tile_row / 8 % 2
+                                       : tile_row / kScaleGroup;
+        const float w_scale = w_scales[scale_block];
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+          float sum[4] = {};
+#pragma unroll
+          for (int k = 0; k < kSteps; ++k) mma_e4m3(sum, a[m][k], b[k]);
+          const float low = row_scale[m][0] * w_scale;
+          const float high = row_scale[m][1] * w_scale;
+          acc[m][n][0] += low * sum[0];
+          acc[m][n][1] += low * sum[1];
+          acc[m][n][2] += high * sum[2];
+          acc[m][n][3] += high * sum[3];
+        }
+      }
+    }
+  };
+
+#pragma unroll
+  for (int s = 0; s < C.num_stages - 1; ++s) {
+    if (s < num_steps) load_step(s, s);
+    cp_async_commit();
+  }
+  int read_stage = 0;
+  int write_stage = C.num_stages - 1;
+  for (int step = 0; step < num_steps; ++step) {
+    cp_async_wait<C.num_stages - 2>();
+    __syncthreads();
+    if (step + C.num_stages - 1 < num_steps) load_step(step + C.num_stages - 1, write_stage);
+    cp_async_commit();
+    const u32 stage = smem_base + read_stage * stage_bytes(C);
+    if constexpr (kBlockScales) {
+      compute_scaled(stage, reinterpret_cast<const float*>(smem + read_stage * stage_bytes(C) +
+                                                           (C.block_m + C.block_n) * kRowBytes));
+    } else {
+      compute_plain(stage);
+    }
+    write_stage = read_stage;
+    read_stage = read_stage + 1 == C.num_stages ? 0 : read_stage + 1;
+  }
+
+  // Epilogue: a thread holds two neighbouring columns of rows lane/4 and lane/4 + 8.
+  const float expert_scale = C.scales == Scales::tensor ? p.w_scale[expert] : 1.0f;
+#pragma unroll
+  for (int m = 0; m < kMTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = warp_m * (kMTiles * 16) + m * 16 + lane / 4 + half * 8;
+      const int slot = tile_slots[r];
+      if (slot < 0) continue;
+      float scale = 1.0f;
+      if constexpr (C.scales == Scales::tensor) scale = expert_scale * p.a_scale[slot / C.top_k];
+      const i64 row = C.output == Output::partial
+                          ? (static_cast<i64>(split) * p.num_slots + slot) * kOutColumns
+                          : static_cast<i64>(slot) * kOutColumns;
+#pragma unroll
+      for (int n = 0; n < kNTiles; n += kFused ? 2 : 1) {
+        const int tile_column = (warp_n * kNTiles + n) * 8;
+        const int column = column0 + (kFused ? tile_column / 2 : tile_column) + lane % 4 * 2;
+        if (kOutColumns % kTileColumns != 0 && column >= kOutColumns) continue;
+        const float x0 = acc[m][n][half * 2] * scale;
+        const float x1 = acc[m][n][half * 2 + 1] * scale;
+        if constexpr (C.output == Output::partial) {
+          *reinterpret_cast<float2*>(static_cast<float*>(p.out) + row + column) =
+              make_float2(x0, x1);
+        } else {
+          u32 packed;
+          if constexpr (kFused) {
+            const float up0 = acc[m][n + 1][half * 2] * scale;
+            const float up1 = acc[m][n + 1][half * 2 + 1] * scale;
+            packed = pack_bf16(silu(x0) * up0, silu(x1) * up1);
+          } else {
+            packed = pack_bf16(x0, x1);
+          }
+          *reinterpret_cast<u32*>(static_cast<u16*>(p.out) + row + column) = packed;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace moetune

@@ -1,0 +1,336 @@
+// The kernels around the grouped GEMMs: sort slots by expert, quantise rows, SwiGLU, weighted sum.
+//
+// slot = token * top_k + choice. Sorting groups slots by expert without padding and lists, for up
+// to two tile heights at once (GEMM1's and GEMM2's), the row tiles {expert, first position}.
+#include "common/ptx.cuh"
+
+namespace moetune {
+
+constexpr int kSortThreads = 1024;
+constexpr int kMaxExperts = 1024;
+
+struct SortParams {
+  const int* topk_ids;  // [num_slots]
+  int* sorted_slots;    // [num_slots]
+  int* expert_offsets;  // [num_experts + 1]
+  int* counts;          // [num_experts] large sort only: zero before it, cursors after sort_scan
+  int2* tiles[2];       // [max tiles] {expert, first position}
+  int* num_tiles[2];    // [1]
+  int block_m[2];       // tile heights; 0: not wanted
+  int num_slots;
+  int num_experts;
+};
+
+// Inclusive prefix sum over the block's kSortThreads values.
+__device__ __forceinline__ int block_scan(int value, int* warp_sums) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, value, d);
+    if (lane >= d) value += other;
+  }
+  if (lane == 31) warp_sums[warp] = value;
+  __syncthreads();
+  if (warp == 0) {
+    int sum = warp_sums[lane];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, d);
+      if (lane >= d) sum += other;
+    }
+    warp_sums[lane] = sum;
+  }
+  __syncthreads();
+  const int result = value + (warp > 0 ? warp_sums[warp - 1] : 0);
+  __syncthreads();
+  return result;
+}
+
+// From counts in shared memory: offsets, and both tile lists. `offsets` gets num_experts + 1
+// values.
+__device__ __forceinline__ void scan_and_list(const SortParams& p, const int* counts, int* offsets,
+                                              int* first_tile, int* warp_sums) {
+  const int e = threadIdx.x;
+  const int count = e < p.num_experts ? counts[e] : 0;
+  const int end = block_scan(count, warp_sums);
+  if (e == 0) offsets[0] = 0;
+  if (e < p.num_experts) offsets[e + 1] = end;
+  __syncthreads();
+  for (int i = e; i <= p.num_experts; i += kSortThreads) p.expert_offsets[i] = offsets[i];
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    const int block_m = p.block_m[which];
+    if (block_m == 0) continue;
+    const int last = block_scan((count + block_m - 1) / block_m, warp_sums);
+    if (e == 0) first_tile[0] = 0;
+    if (e < p.num_experts) first_tile[e + 1] = last;
+    __syncthreads();
+    const int total = first_tile[p.num_experts];
+    if (e == 0) *p.num_tiles[which] = total;
+    for (int tile = e; tile < total; tile += kSortThreads) {
+      int low = 0;  // the expert with first_tile[expert] <= tile < first_tile[expert + 1]
+      int high = p.num_experts;
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (first_tile[middle] <= tile) {
+          low = middle;
+        } else {
+          high = middle;
+        }
+      }
+      p.tiles[which][tile] = make_int2(low, offsets[low] + (tile - first_tile[low]) * block_m);
+    }
+    __syncthreads();
+  }
+}
+
+// One block: everything in one launch. For up to some ten thousand slots.
+__global__ void __launch_bounds__(kSortThreads) sort_small(const SortParams p) {
+  __shared__ int counts[kMaxExperts];
+  __shared__ int offsets[kMaxExperts + 1];
+  __shared__ int first_tile[kMaxExperts + 1];
+  __shared__ int warp_sums[32];
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.num_slots; i += kSortThreads) {
+    atomicAdd(&counts[p.topk_ids[i]], 1);
+  }
+  __syncthreads();
+  scan_and_list(p, counts, offsets, first_tile, warp_sums);
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.num_slots; i += kSortThreads) {
+    const int expert = p.topk_ids[i];
+    p.sorted_slots[offsets[expert] + atomicAdd(&counts[expert], 1)] = i;
+  }
+}
+
+// Three launches for more: count per expert, scan, scatter with one reservation an expert a block.
+__global__ void __launch_bounds__(kSortThreads) sort_count(const SortParams p) {
+  __shared__ int counts[kMaxExperts];
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  const int i = blockIdx.x * kSortThreads + threadIdx.x;
+  if (i < p.num_slots) atomicAdd(&counts[p.topk_ids[i]], 1);
+  __syncthreads();
+  const int count = counts[threadIdx.x];
+  if (count > 0) atomicAdd(&p.counts[threadIdx.x], count);
+}
+
+__global__ void __launch_bounds__(kSortThreads) sort_scan(const SortParams p) {
+  __shared__ int counts[kMaxExperts];
+  __shared__ int offsets[kMaxExperts + 1];
+  __shared__ int first_tile[kMaxExperts + 1];
+  __shared__ int warp_sums[32];
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int e = threadIdx.x;
+  counts[e] = e < p.num_experts ? p.counts[e] : 0;
+  __syncthreads();
+  scan_and_list(p, counts, offsets, first_tile, warp_sums);
+  if (e < p.num_experts) p.counts[e] = offsets[e];
+}
+
+__global__ void __launch_bounds__(kSortThreads) sort_scatter(const SortParams p) {
+  __shared__ int counts[kMaxExperts];
+  __shared__ int starts[kMaxExperts];
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  const int i = blockIdx.x * kSortThreads + threadIdx.x;
+  const int expert = i < p.num_slots ? p.topk_ids[i] : -1;
+  const int rank = expert >= 0 ? atomicAdd(&counts[expert], 1) : 0;
+  __syncthreads();
+  const int count = counts[threadIdx.x];
+  if (count > 0) starts[threadIdx.x] = atomicAdd(&p.counts[threadIdx.x], count);
+  __syncthreads();
+  if (expert >= 0) p.sorted_slots[starts[expert] + rank] = i;
+}
+
+constexpr float kE4m3Max = 448.0f;
+
+// The scale that maps `amax` to e4m3's largest value; 1 for a row of zeros.
+__device__ __forceinline__ float e4m3_scale(float amax) {
+  return amax > 0.0f ? amax / kE4m3Max : 1.0f;
+}
+
+template <int kLanes>
+__device__ __forceinline__ float group_max(float value) {
+#pragma unroll
+  for (int d = kLanes / 2; d > 0; d /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, d));
+  }
+  return value;
+}
+
+// Eight values a thread, as the two kernels below read and write them.
+__device__ __forceinline__ void load_8(const u16* source, float (&v)[8]) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(source);
+  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = bf16_low(words[i]);
+    v[2 * i + 1] = bf16_high(words[i]);
+  }
+}
+__device__ __forceinline__ void store_8(u16* target, const float (&v)[8]) {
+  *reinterpret_cast<uint4*>(target) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                                 pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+__device__ __forceinline__ void store_8_e4m3(u8* target, const float (&v)[8], float inverse) {
+  u32 words[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const u32 low = pack_e4m3(v[4 * i] * inverse, v[4 * i + 1] * inverse);
+    const u32 high = pack_e4m3(v[4 * i + 2] * inverse, v[4 * i + 3] * inverse);
+    words[i] = low | high << 16;
+  }
+  *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
+}
+
+struct QuantiseParams {
+  const void* in;  // kInput::bf16: [rows, columns]; gate_up: [rows, 2 columns]; partial: fp32
+                   // [splits, rows, 2 columns]
+  u8* out;         // e4m3 [rows, columns], or bf16 when the kernel only activates
+  float* scale;    // block: [rows, columns / 128]; tensor: [rows]
+  int rows;
+  int columns;  // a multiple of 8; of 128 for block scales
+  int splits;
+};
+
+enum class Input : int { bf16, gate_up, partial };
+enum class Quantise : int { none, block, tensor };
+
+template <Input kInput>
+__device__ __forceinline__ void read_activated(const QuantiseParams& p, int row, int column,
+                                               float (&v)[8]) {
+  if constexpr (kInput == Input::bf16) {
+    load_8(static_cast<const u16*>(p.in) + static_cast<i64>(row) * p.columns + column, v);
+  } else {
+    float gate[8];
+    float up[8];
+    if constexpr (kInput == Input::gate_up) {
+      const u16* const source =
+          static_cast<const u16*>(p.in) + static_cast<i64>(row) * 2 * p.columns + column;
+      load_8(source, gate);
+      load_8(source + p.columns, up);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) gate[i] = up[i] = 0.0f;
+      for (int s = 0; s < p.splits; ++s) {
+        const float* const source = static_cast<const float*>(p.in) +
+                                    (static_cast<i64>(s) * p.rows + row) * 2 * p.columns + column;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          gate[i] += source[i];
+          up[i] += source[p.columns + i];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = silu(gate[i]) * up[i];
+  }
+}
+
+// SwiGLU (for gate_up and partial input) and quantisation (for block and tensor) of rows.
+// block/none: 16 threads handle 128 columns, blocks are laid over (row, column group) pairs.
+// tensor: one thread block a row.
+template <Input kInput, Quantise kQuantise>
+__global__ void __launch_bounds__(256) activate(const QuantiseParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  if constexpr (kQuantise == Quantise::tensor) {
+    __shared__ float warp_max[8];
+    const int row = blockIdx.x;
+    float amax = 0.0f;
+    for (int column = threadIdx.x * 8; column < p.columns; column += 256 * 8) {
+      float v[8];
+      read_activated<kInput>(p, row, column, v);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(v[i]));
+    }
+    amax = group_max<32>(amax);
+    if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = amax;
+    __syncthreads();
+    amax = group_max<8>(warp_max[threadIdx.x % 8]);
+    const float scale = e4m3_scale(amax);
+    if (threadIdx.x == 0) p.scale[row] = scale;
+    for (int column = threadIdx.x * 8; column < p.columns; column += 256 * 8) {
+      float v[8];
+      read_activated<kInput>(p, row, column, v);
+      store_8_e4m3(p.out + static_cast<i64>(row) * p.columns + column, v, 1.0f / scale);
+    }
+  } else {
+    const int groups = (p.columns + 127) / 128;
+    const i64 index = static_cast<i64>(blockIdx.x) * 16 + threadIdx.x / 16;
+    const int row = static_cast<int>(index / groups);
+    const int group = static_cast<int>(index % groups);
+    const int column = group * 128 + threadIdx.x % 16 * 8;
+    const bool valid = row < p.rows && column < p.columns;
+    float v[8] = {};
+    if (valid) read_activated<kInput>(p, row, column, v);
+    if constexpr (kQuantise == Quantise::block) {
+      float amax = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(v[i]));
+      const float scale = e4m3_scale(group_max<16>(amax));
+      if (!valid) return;
+      if (threadIdx.x % 16 == 0) p.scale[static_cast<i64>(row) * groups + group] = scale;
+      store_8_e4m3(p.out + static_cast<i64>(row) * p.columns + column, v, 1.0f / scale);
+    } else if (valid) {
+      store_8(reinterpret_cast<u16*>(p.out) + static_cast<i64>(row) * p.columns + column, v);
+    }
+  }
+}
+
+struct CombineParams {
+  const void* y;              // bf16 [num_tokens * top_k, columns], or fp32 [splits, same]
+  const float* topk_weights;  // [num_tokens, top_k]
+  u16* out;                   // bf16 [num_tokens, columns]
+  int num_tokens;
+  int top_k;
+  int columns;  // a multiple of 8
+  int splits;   // 0: y is bf16
+};
+
+// out[t] = sum_k weight[t, k] * y[t * top_k + k], summed in order of k and of splits.
+__global__ void __launch_bounds__(256) combine(const CombineParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int per_row = p.columns / 8;
+  const i64 index = static_cast<i64>(blockIdx.x) * 256 + threadIdx.x;
+  const int token = static_cast<int>(index / per_row);
+  const int column = static_cast<int>(index % per_row) * 8;
+  if (token >= p.num_tokens) return;
+  float sum[8] = {};
+  const i64 slots = static_cast<i64>(p.num_tokens) * p.top_k;
+#pragma unroll 4
+  for (int k = 0; k < p.top_k; ++k) {
+    const i64 slot = static_cast<i64>(token) * p.top_k + k;
+    const float weight = p.topk_weights[slot];
+    float v[8] = {};
+    if (p.splits == 0) {
+      load_8(static_cast<const u16*>(p.y) + slot * p.columns + column, v);
+    } else {
+      for (int s = 0; s < p.splits; ++s) {
+        const float4* const source = reinterpret_cast<const float4*>(
+            static_cast<const float*>(p.y) + (s * slots + slot) * p.columns + column);
+        const float4 a = source[0];
+        const float4 b = source[1];
+        v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
+        v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] += weight * v[i];
+  }
+  store_8(p.out + static_cast<i64>(token) * p.columns + column, sum);
+}
+
+}  // namespace moetune

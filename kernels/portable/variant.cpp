@@ -278,17 +278,44 @@ Plan reference_plan(const Gpu&, const Problem&) {
   return Plan{{{"gemm1", "portable", first}, {"gemm2", "portable", point}}};
 }
 
-std::vector<KernelSource> support_sources(const Gpu&, const Problem& problem) {
-  std::vector<KernelSource> sources;
-  sources.push_back({"portable/small_kernels.cu",
-                     {"moetune::sort_small", "moetune::sort_count", "moetune::sort_scan",
-                      "moetune::sort_scatter", "moetune::combine"},
-                     {}});
-  if (is_fp8(problem.dtype)) {
-    sources.front().expressions.insert(sources.front().expressions.end(),
-                                       {"moetune::quantise_rows"});
+std::string activate_expression(ActivateInput input, ActivateOutput output) {
+  const char* in = input == ActivateInput::bf16      ? "bf16"
+                   : input == ActivateInput::gate_up ? "gate_up"
+                                                     : "partial";
+  const char* out = output == ActivateOutput::bf16        ? "none"
+                    : output == ActivateOutput::fp8_block ? "block"
+                                                          : "tensor";
+  return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
+}
+
+KernelSource small_kernels(Dtype dtype) {
+  KernelSource source{"portable/small_kernels.cu",
+                      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_scan",
+                       "moetune::sort_scatter", "moetune::combine"},
+                      {}};
+  for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
+    source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
   }
-  return sources;
+  const auto fp8 =
+      dtype == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor : ActivateOutput::fp8_block;
+  for (const ActivateInput input :
+       {ActivateInput::bf16, ActivateInput::gate_up, ActivateInput::partial}) {
+    source.expressions.push_back(activate_expression(input, fp8));
+  }
+  return source;
+}
+
+KernelSource reference_kernels() {
+  return {"reference/reference.cu",
+          {"moetune_reference::reference_group", "moetune_reference::reference_gemm",
+           "moetune_reference::reference_swiglu", "moetune_reference::reference_quantise",
+           "moetune_reference::reference_convert", "moetune_reference::reference_combine",
+           "moetune_reference::fill_normal_bf16", "moetune_reference::compare"},
+          {}};
+}
+
+std::vector<KernelSource> support_sources(const Gpu&, const Problem& problem) {
+  return {small_kernels(problem.dtype), reference_kernels()};
 }
 
 }  // namespace moetune

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Format check and static analysis, with clang-format 14 and clang-tidy 14 (their output differs
-# between versions). Debian 12, Ubuntu 22.04 or 24.04; needs a build/release made by setup.sh.
+# between versions). Debian 12 and Ubuntu 24.04 have them; needs a build/release made by setup.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for tool in clang-format-14 clang-tidy-14; do

@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# Installs what is missing, configures and builds. Debian 12/13 or Ubuntu 22.04/24.04, as root or
-# with sudo. Runs again at no cost. Usage: scripts/setup.sh [PRESET...]   (default: release)
+# Installs what is missing, configures and builds, as root or with sudo, on Debian 12, Ubuntu 24.04 or
+# later. Running it again costs little. Usage: scripts/setup.sh [PRESET...]   (default: release)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- release
 
 mkdir -p build
 log=$PWD/build/setup.log
-tools=$PWD/build/tools  # a Python environment with what the distribution lacks
 wheels=$PWD/build/cuda-wheels
-export PATH="$tools/bin:$PATH"
 : > "$log"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -18,8 +16,6 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 quiet() {
   "$@" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; die "'$*' failed; everything it said is in $log"; }
 }
-# True when version $1 is at least $2.
-at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
 install_packages() {
   local missing=() package
@@ -38,12 +34,6 @@ install_packages() {
     install -y --no-install-recommends "${missing[@]}"
 }
 
-python_environment() {
-  [ -x "$tools/bin/pip" ] && return 0
-  install_packages python3-venv ca-certificates
-  quiet python3 -m venv "$tools"
-}
-
 # Whether $1 is a toolkit that this project can be built with: CUDA 12.8 or later, with NVRTC.
 is_toolkit() {
   local version
@@ -55,10 +45,11 @@ is_toolkit() {
 # NVIDIA's wheels hold the libraries and headers; links and version.txt make CMake see a toolkit.
 fetch_toolkit() {
   local root=$1
-  python_environment
+  install_packages python3-venv ca-certificates
   say "no CUDA toolkit 12.8 or later: getting NVRTC and the CUDA runtime from NVIDIA's wheels"
   rm -rf "$wheels"
-  quiet "$tools/bin/pip" install --disable-pip-version-check --no-deps --only-binary :all: \
+  quiet python3 -m venv build/venv
+  quiet build/venv/bin/pip install --disable-pip-version-check --no-deps --only-binary :all: \
     --target "$wheels" 'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-runtime==13.0.*' \
     'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
   ln -s lib "$root/lib64"
@@ -69,22 +60,13 @@ fetch_toolkit() {
 }
 
 command -v apt-get >/dev/null || die "this script needs Debian or Ubuntu; README.md lists what to install elsewhere"
-packages=(g++ cmake ninja-build libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev doctest-dev
-          python3 python3-jsonschema)
 . /etc/os-release
-if [ "${VERSION_ID:-}" = 22.04 ]; then  # its g++ is 11
-  packages+=(g++-12)
-  export CXX=${CXX:-g++-12}
-fi
-install_packages "${packages[@]}"
-
-cmake_version=$(cmake --version | sed -n 's/^cmake version //p')
-if ! at_least "$cmake_version" 3.25; then
-  python_environment
-  say "cmake $cmake_version is older than 3.25: getting a newer one from PyPI"
-  quiet "$tools/bin/pip" install --disable-pip-version-check 'cmake>=3.25,<4'
-  hash -r
-fi
+case "$ID-${VERSION_ID:-testing}" in
+  debian-1[01] | ubuntu-2[0-3].*)
+    die "$PRETTY_NAME is too old (its g++, cmake and libraries are); use Debian 12 or Ubuntu 24.04 or later" ;;
+esac
+install_packages g++ cmake ninja-build libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev \
+  libvalijson-dev doctest-dev python3 python3-jsonschema
 
 toolkit=
 for candidate in "${CUDAToolkit_ROOT:-}" "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda "$wheels/nvidia/cu13"; do

@@ -27,20 +27,20 @@ struct TableIdentity {
 };
 
 struct TableEntry {
-  Plan plan;             // gemm1 and gemm2 steps
-  Timing timing;         // of the whole layer, microseconds
+  Plan plan;                // gemm1 and gemm2 steps
+  Timing timing;            // of the whole layer, microseconds
   double reference_us = 0;  // the reference point's layer
   double speedup = 0;       // reference_us / timing.median_us
   double rel_err = 0;
   int registers = 0;
   int smem_bytes = 0;
   Source source = Source::measured;
-  bool tie = false;      // another plan was within noise: see tuning.md's tie band
+  bool tie = false;  // another plan was within noise: see tuning.md's tie band
 };
 
 struct Table {
   TableIdentity identity;
-  std::string created;   // ISO 8601 UTC
+  std::string created;  // ISO 8601 UTC
   std::string command;
   Routing routing;
   std::uint64_t seed = 0;

@@ -1,0 +1,118 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "table/schema.hpp"
+#include "table/table.hpp"
+
+namespace moetune {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Two searches may finish at once: reading, merging and writing must be one step. The lock is on
+// the directory itself, so no lock file is left among the tables. A file system that has no such
+// locks (some NFS) leaves only the atomic write.
+class DirectoryLock {
+ public:
+  explicit DirectoryLock(const std::string& directory)
+      : descriptor_(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    while (descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX) != 0 && errno == EINTR) {
+    }
+  }
+  ~DirectoryLock() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int descriptor_;
+};
+
+// The model's name is only a label and the driver only a note; but times under another routing
+// are not comparable.
+bool mergeable(const Table& a, const Table& b) {
+  const LayerShape& x = a.identity.shape;
+  const LayerShape& y = b.identity.shape;
+  return a.identity.gpu == b.identity.gpu && a.identity.arch == b.identity.arch &&
+         a.identity.nvrtc == b.identity.nvrtc &&
+         a.identity.kernels_hash == b.identity.kernels_hash &&
+         a.identity.dtype == b.identity.dtype && x.num_experts == y.num_experts &&
+         x.top_k == y.top_k && x.hidden_size == y.hidden_size &&
+         x.intermediate_size == y.intermediate_size && a.routing == b.routing;
+}
+
+// The table at `path` if it can take new entries; nothing when it is another's or no table.
+std::optional<Table> read_mergeable(const std::string& path, const Table& table) {
+  try {
+    Table old = read_table(path);
+    if (mergeable(old, table)) return old;
+  } catch (const Error&) {
+    // Whatever it is, it is kept under another name.
+  }
+  return std::nullopt;
+}
+
+Table merge(const Table& table, const Table& old) {
+  Table merged = table;
+  merged.entries.insert(old.entries.begin(), old.entries.end());
+  const bool all_replaced = merged.entries.size() == table.entries.size();
+  merged.complete = table.complete && (old.complete || all_replaced);
+  return merged;
+}
+
+// A copy, not a rename: when the new table then cannot be written, the old one is still in place.
+std::string back_up(const std::string& path) {
+  for (int n = 1;; ++n) {
+    const std::string backup = fmt::format("{}.bak-{}", path, n);
+    std::error_code error;
+    if (fs::copy_file(path, backup, error)) return backup;
+    if (error != std::errc::file_exists) {
+      std::error_code ignored;
+      fs::remove(backup, ignored);
+      throw Error(ErrorKind::io, fmt::format("cannot back up {} as {}: {}; free space or choose "
+                                             "another --out",
+                                             path, backup, error.message()));
+    }
+  }
+}
+
+}  // namespace
+
+std::string write_table(const std::string& directory, const Table& table) {
+  std::error_code error;
+  fs::create_directories(directory, error);
+  if (error) {
+    throw Error(ErrorKind::io, fmt::format("cannot make the directory {}: {}; choose another --out",
+                                           directory, error.message()));
+  }
+  const std::string path = (fs::path(directory) / table_file_name(table.identity)).string();
+  const DirectoryLock lock(directory);
+
+  const bool exists = fs::exists(path, error);
+  const std::optional<Table> old = exists ? read_mergeable(path, table) : std::nullopt;
+  const nlohmann::ordered_json json = old ? merge(table, *old) : table;
+  const std::string text =
+      json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  parse_table(text, path);  // nothing is written that would not be read
+
+  const std::string backup = exists && !old ? back_up(path) : "";
+  try {
+    write_file_atomically(path, text);
+  } catch (const Error&) {
+    if (!backup.empty()) fs::remove(backup, error);
+    throw;
+  }
+  return path;
+}
+
+}  // namespace moetune

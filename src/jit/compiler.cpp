@@ -1,0 +1,180 @@
+#include "jit/compiler.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <stop_token>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "jit/cache.hpp"
+
+namespace moetune {
+namespace {
+
+using CubinPtr = std::shared_ptr<const Cubin>;
+
+struct Job {
+  explicit Job(KernelSource s) : source(std::move(s)), result(promise.get_future()) {}
+  KernelSource source;
+  std::promise<CubinPtr> promise;
+  std::shared_future<CubinPtr> result;
+};
+
+std::string identity(const KernelSource& source) {
+  return fmt::format("{}\n{}\n\n{}", source.file, fmt::join(source.expressions, "\n"),
+                     fmt::join(source.options, "\n"));
+}
+
+}  // namespace
+
+struct Compiler::Impl {
+  Impl(std::string arch_name, std::string cache_dir, int num_threads,
+       std::span<const EmbeddedFile> kernel_files)
+      : arch(std::move(arch_name)), files(kernel_files), cache(std::move(cache_dir)) {
+    nvrtc_version();  // a missing toolkit is told here, not once for every source
+    if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
+    for (int i = 0; i < std::max(num_threads, 1); ++i) {
+      threads.emplace_back([this](std::stop_token stop) {
+        while (const auto job = next(stop)) run(*job);
+      });
+    }
+  }
+
+  std::shared_ptr<Job> next(std::stop_token stop) {
+    std::unique_lock lock(mutex);
+    if (!wake.wait(lock, stop, [&] { return !queue.empty(); }) || stop.stop_requested()) {
+      return nullptr;
+    }
+    auto job = queue.front();
+    queue.pop_front();
+    return job;
+  }
+
+  void run(Job& job) {
+    try {
+      const auto cubin = std::make_shared<const Cubin>(find_or_compile(job.source));
+      {
+        const std::lock_guard lock(mutex);
+        if (cubin->from_cache) {
+          ++stats.cache_hits;
+        } else {
+          ++(cubin->ok() ? stats.compiled : stats.failed);
+          stats.compile_s += cubin->compile_ms / 1000;
+        }
+      }
+      job.promise.set_value(cubin);
+    } catch (...) {
+      job.promise.set_exception(std::current_exception());
+    }
+  }
+
+  Cubin find_or_compile(const KernelSource& source) {
+    const std::string key = cache_key(source, arch, files);
+    if (auto cached = cache.find(key)) return *std::move(cached);
+    Cubin cubin = compile(source, arch, files);
+    if (cubin.ok()) cache.store(key, cubin);
+    return cubin;
+  }
+
+  std::shared_ptr<Job> enqueue(const KernelSource& source, bool urgent) {
+    const std::lock_guard lock(mutex);
+    auto& job = jobs[identity(source)];
+    if (!job) {
+      job = std::make_shared<Job>(source);
+      queue.push_back(job);
+      wake.notify_one();
+    }
+    if (urgent) {
+      const auto at = std::find(queue.begin(), queue.end(), job);
+      if (at != queue.end()) std::rotate(queue.begin(), at, at + 1);
+    }
+    return job;
+  }
+
+  void drop_queue() {
+    const std::lock_guard lock(mutex);
+    for (const auto& job : queue) {
+      Cubin dropped;
+      dropped.error = "not compiled: the compiler was shut down first";
+      job->promise.set_value(std::make_shared<const Cubin>(std::move(dropped)));
+    }
+    queue.clear();
+  }
+
+  const std::string arch;
+  const std::span<const EmbeddedFile> files;
+  Cache cache;
+  std::mutex mutex;  // guards all below but the threads
+  std::condition_variable_any wake;
+  std::deque<std::shared_ptr<Job>> queue;
+  std::unordered_map<std::string, std::shared_ptr<Job>> jobs;
+  Stats stats;
+  std::vector<std::jthread> threads;  // last: joined before anything they use goes away
+};
+
+Compiler::Compiler(std::string arch, std::string cache_dir, int num_threads,
+                   std::span<const EmbeddedFile> files)
+    : impl_(std::make_unique<Impl>(std::move(arch), std::move(cache_dir), num_threads, files)) {}
+
+Compiler::~Compiler() {
+  impl_->drop_queue();
+}
+
+const std::string& Compiler::arch() const {
+  return impl_->arch;
+}
+
+std::shared_future<std::shared_ptr<const Cubin>> Compiler::submit(const KernelSource& source) {
+  return impl_->enqueue(source, false)->result;
+}
+
+std::shared_ptr<const Cubin> Compiler::get(const KernelSource& source) {
+  return impl_->enqueue(source, true)->result.get();
+}
+
+Compiler::Stats Compiler::stats() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->stats;
+}
+
+std::string resource_defect(const CompiledKernel& kernel, const std::string& log, int num_threads) {
+  // Registers of an SM, a warp's unit of allocation, and the four partitions that warps are dealt
+  // to: CUDA's occupancy calculator (cuda_occupancy.h), the same from sm_80 to sm_120.
+  constexpr int kRegistersPerSm = 65536;
+  constexpr int kWarpUnit = 256;
+  constexpr int kPartitions = 4;
+  constexpr int kWarpSize = 32;
+
+  const Resources& used = kernel.resources;
+  if (used.stack_bytes > 0) {
+    return fmt::format("spill: {} bytes of local memory a thread at {} registers", used.stack_bytes,
+                       used.registers);
+  }
+  const auto loss = log.find("Potential Performance Loss");
+  if (loss != std::string::npos) {
+    const auto begin = log.rfind('\n', loss) + 1;  // npos + 1 is 0: the first line
+    return "performance_loss: " + log.substr(begin, log.find('\n', loss) - begin);
+  }
+  if (used.max_threads > 0 && num_threads > used.max_threads) {
+    return fmt::format("threads: {} threads a block, compiled for at most {}", num_threads,
+                       used.max_threads);
+  }
+  const auto round_up = [](int value, int unit) { return (value + unit - 1) / unit * unit; };
+  const int warp_registers = std::max(round_up(used.registers * kWarpSize, kWarpUnit), kWarpUnit);
+  const int max_warps = kRegistersPerSm / warp_registers / kPartitions * kPartitions;
+  const int num_warps = round_up(num_threads, kWarpSize) / kWarpSize;
+  if (num_warps > max_warps) {
+    return fmt::format("registers: {} warps of {} registers a thread, the GPU holds {}", num_warps,
+                       used.registers, max_warps);
+  }
+  return "";
+}
+
+}  // namespace moetune

@@ -2,23 +2,22 @@
 #pragma once
 
 #include <future>
-#include <map>
 #include <memory>
-#include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "core/embedded.hpp"
 #include "kernels/variant.hpp"
 
 namespace moetune {
 
-// What a cubin tells without a GPU. Source of the attribute numbers: CUDA's `.nv.info` sections
-// (EIATTR_REGCOUNT 0x2f, EIATTR_FRAME_SIZE 0x11, EIATTR_MAX_THREADS 0x05).
+// What a cubin tells without a GPU.
 struct Resources {
   int registers = 0;
   int stack_bytes = 0;  // nonzero on every spill
   int static_smem_bytes = 0;
-  int max_threads = 0;
+  int max_threads = 0;  // __launch_bounds__; 0 without
 };
 
 struct CompiledKernel {
@@ -28,11 +27,11 @@ struct CompiledKernel {
 };
 
 struct Cubin {
-  std::string image;  // ELF bytes; empty when compilation failed
+  std::string image;                    // ELF bytes; empty when compilation failed
   std::vector<CompiledKernel> kernels;  // in the order of KernelSource::expressions
-  std::string log;    // NVRTC's log, warnings included
-  std::string error;  // why it failed; empty when it did not
-  double compile_ms = 0;
+  std::string log;                      // NVRTC's log, warnings included
+  std::string error;                    // why it failed; empty when it did not
+  double compile_ms = 0;                // what NVRTC took, also when it was for an earlier process
   bool from_cache = false;
   bool ok() const { return error.empty(); }
 };
@@ -43,18 +42,23 @@ std::string nvrtc_version();
 std::string kernels_hash();
 
 // Compiles now, on this thread, without the cache. Never throws for bad source: see Cubin::error.
-Cubin compile(const KernelSource& source, const std::string& arch);
+// Throws Error(device) when NVRTC cannot be loaded. `files`: where sources and includes come from.
+Cubin compile(const KernelSource& source, const std::string& arch,
+              std::span<const EmbeddedFile> files = embedded_kernels());
 
 class Compiler {
  public:
-  // `cache_dir` empty: no cache. `num_threads` 0: one per core.
-  Compiler(std::string arch, std::string cache_dir, int num_threads);
+  // `cache_dir` empty: no cache. `num_threads` 0: one per core. `files` must outlive the compiler.
+  // Throws Error(device) when NVRTC cannot be loaded.
+  Compiler(std::string arch, std::string cache_dir, int num_threads,
+           std::span<const EmbeddedFile> files = embedded_kernels());
   ~Compiler();  // waits for running compilations, drops queued ones
   Compiler(const Compiler&) = delete;
   Compiler& operator=(const Compiler&) = delete;
 
   const std::string& arch() const;
-  // Queues a compilation (once per source); later calls return the same future.
+  // Queues a compilation (once per source); later calls return the same future. The future of a
+  // compilation that the destructor drops gets a Cubin whose error says so.
   std::shared_future<std::shared_ptr<const Cubin>> submit(const KernelSource& source);
   // Submits at the front of the queue and waits.
   std::shared_ptr<const Cubin> get(const KernelSource& source);
@@ -69,8 +73,9 @@ class Compiler {
   std::unique_ptr<Impl> impl_;
 };
 
-// "" or why ptxas's log or the resources make the kernel unfit to ship (spills, serialised WGMMA
-// C7504/C7508/C7514, too many registers for its threads).
+// "" or why ptxas's log or the resources make the kernel unfit to ship, as "RULE: reason". Rules:
+// spill (any stack), performance_loss (ptxas says so: WGMMA serialised, setmaxnreg ignored; C75xx),
+// threads (more than its launch bounds), registers (a block does not fit the SM's 65536).
 std::string resource_defect(const CompiledKernel& kernel, const std::string& log, int num_threads);
 
 }  // namespace moetune

@@ -30,7 +30,7 @@ class Strategy {
 struct StrategyOptions {
   std::uint64_t count = 0;  // random: how many points
   std::uint64_t seed = 0;
-  std::optional<Point> start;  // ablation: the point to vary around; none: the reference point
+  std::optional<Point> start = {};  // ablation: the point to vary around; none: the reference point
 };
 
 // "grid", "random", "ablation". Throws Error(usage) naming the nearest.

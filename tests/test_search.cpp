@@ -11,7 +11,7 @@ using namespace moetune;
 
 namespace {
 
-// 5 x 4 x 2 = 40 points; M * N <= 64 leaves 22 of them, an even sum of A and B is the second rule.
+// 5 x 4 x 2 = 40 points; M * N <= 64 leaves 28, of which 4 break the second rule.
 SearchSpace small_space() {
   SearchSpace space;
   space.parameters = {
@@ -64,9 +64,9 @@ Point point(int m, int n, int fp8) {
 
 TEST_CASE("legal points: every raw point is either legal or counted under its first rule") {
   const auto legal = enumerate(small_space());
-  CHECK(legal.points.size() == 28);
+  CHECK(legal.points.size() == 24);
   REQUIRE(legal.rejected.size() == 2);
-  CHECK(legal.rejected.at("area").count == 8);  // 2x64, 4x64, 8x16, 8x64 ... for both FP8
+  CHECK(legal.rejected.at("area").count == 12);
   CHECK(legal.rejected.at("fp8 rows").count == 4);
   CHECK(legal.rejected.at("fp8 rows").example == "fp8 needs 2 rows");
   CHECK(legal.rejected.at("area").example == "area 128 is over 64");
@@ -119,7 +119,9 @@ TEST_CASE("random: the same seed gives the same sequence") {
 }
 
 TEST_CASE("random: the sequence of a seed is the same on every machine") {
-  CHECK(run("random", small_space(), {.count = 3, .seed = 1}) == std::vector<std::string>{});
+  // Worked out apart from this program: mt19937_64 from seed 1, Fisher-Yates from the end.
+  const std::vector<std::string> expected = {"M=8,N=1,FP8=1", "M=4,N=16,FP8=0", "M=2,N=4,FP8=1"};
+  CHECK(run("random", small_space(), {.count = 3, .seed = 1}) == expected);
 }
 
 TEST_CASE("random: points are legal and distinct, and as many as asked for") {
@@ -132,17 +134,17 @@ TEST_CASE("random: points are legal and distinct, and as many as asked for") {
 }
 
 TEST_CASE("random: ends when the space is exhausted") {
-  CHECK(run("random", small_space(), {.count = 1000}).size() == 28);
-  CHECK(make_strategy("random", small_space(), {.count = 1000})->expected() == 28);
+  CHECK(run("random", small_space(), {.count = 1000}).size() == 24);
+  CHECK(make_strategy("random", small_space(), {.count = 1000})->expected() == 24);
 }
 
 TEST_CASE("random: every legal point is about equally likely to come first") {
   std::map<std::string, int> times;
-  const int num_draws = 2800;
+  const int num_draws = 2400;
   for (std::uint64_t seed = 0; seed < num_draws; ++seed) {
     ++times[run("random", small_space(), {.count = 1, .seed = seed}).at(0)];
   }
-  CHECK(times.size() == 28);
+  CHECK(times.size() == 24);
   for (const auto& [key, count] : times) {  // 100 expected, standard deviation 10
     CHECK_MESSAGE(count > 50, key);
     CHECK_MESSAGE(count < 150, key);

@@ -59,17 +59,18 @@ class Progress {
   const ProgressState& state() const { return state_; }
 
  private:
+  void show_best();
   void draw(bool last);
 
   ProgressMode mode_;
   std::ostream& out_;
   Clock now_;
   ProgressState state_;
+  std::pair<Stage, std::int64_t> current_{};
   std::map<std::pair<Stage, std::int64_t>, std::pair<double, Source>> best_;
   std::uint64_t num_resumed_ = 0;
   std::chrono::steady_clock::time_point started_;
   std::chrono::steady_clock::time_point drawn_;
-  bool ever_drawn_ = false;
   bool finished_ = false;
 };
 

@@ -15,7 +15,6 @@ namespace moetune {
 struct ValueEffect {
   int value = 0;
   bool is_start = false;
-  bool tried = false;         // has a trial
   bool legal = true;          // false: `note` is the rule that the space rejects it by
   double time_us = 0;         // 0 when it has no good time
   double effect_percent = 0;  // time against the start point's: +10 is 10 % slower

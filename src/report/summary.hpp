@@ -5,8 +5,10 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/trial.hpp"
@@ -34,19 +36,23 @@ struct StageResult {
   double speedup() const;          // 0 without a reference
 };
 
-// Among trials that are ok, not screened out and have a finite positive time. Where any has the
-// full protocol's samples (20), only those compete. Nothing when there is none.
-const Trial* best_trial(std::span<const Trial> trials);
+// ok, not screened out, and with a finite positive time.
+bool has_good_time(const Trial& trial);
 
-// Every stage and token count that has an ok trial, ordered by stage, then token count. A trial is
+// `trial` where it beats `best`, which may be null: the faster of two good times, but one with the
+// full protocol's 20 samples always beats a screening look. The result lives as long as its trial.
+const Trial* better(const Trial* best, const Trial& trial);
+
+// Every stage and token count that has a good time, ordered by stage, then token count. A trial is
 // the reference's when each of its steps equals the step of `reference` with the same op.
 std::vector<StageResult> stage_results(std::span<const Trial> trials, const Plan& reference);
 
 struct SearchSummary {
+  Plan reference;
   Table table;                                   // one layer row for each entry
   std::vector<StageResult> stages;               // gemm1 and gemm2; layer results are the table's
   std::map<std::string, RejectedRule> rejected;  // by rule, before compilation and by resources
-  std::map<TrialStatus, std::uint64_t> failed;   // statuses other than ok and rejected
+  std::map<TrialStatus, RejectedRule> failed;    // statuses other than ok and rejected
   std::uint64_t num_trials = 0;
 };
 
@@ -57,14 +63,24 @@ SearchSummary summarise(const Table& table, std::span<const Trial> trials, const
 void add_rejected(std::map<std::string, RejectedRule>& sum,
                   const std::map<std::string, RejectedRule>& more);
 
+std::optional<SpeedupStats> layer_stats(const SearchSummary& summary);
+std::optional<SpeedupStats> stage_stats(const SearchSummary& summary, Stage stage);
+
 std::string summary_text(const SearchSummary& summary);
 nlohmann::ordered_json summary_json(const SearchSummary& summary);
-// One line a rule: count, name, an example's reason. Also for the `space` command.
+// One line a rule, the most frequent first: count, name, an example's reason. Also for `space`.
 std::string rejected_text(const std::map<std::string, RejectedRule>& rejected);
 
 // "M64 N128 K64 W4 S3 G8 SK2 FP8": what is 1 or off (G1, SK1, O0, a switch at 0) is left out.
 std::string compact(const Point& point);
-// "83.2", or with the word that says it is no measurement: "83.2 predicted". "-" when not positive.
-std::string time_text(double time_us, Source source);
+// "83.2", or with the word that says it is no measurement: "83.2 predicted"; the unit goes between.
+// "-" for a time that is not finite and positive.
+std::string time_text(double time_us, Source source, std::string_view unit = "");
+// "1.52x", or "-" when not finite and positive.
+std::string speedup_text(double speedup);
+// What recorded and predicted mean, a line each for those among `sources`; "" when all is measured.
+std::string source_footnote(const std::set<Source>& sources);
+// For JSON: null when not finite and positive.
+nlohmann::ordered_json positive_or_null(double value);
 
 }  // namespace moetune

@@ -1,0 +1,102 @@
+// Trials without a GPU: compiled and rejected for real, timed from records or by a model.
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "core/error.hpp"
+#include "tune/evaluator.hpp"
+#include "tune/records.hpp"
+#include "tune/static_check.hpp"
+
+namespace moetune {
+namespace {
+
+// The sort of the tokens by expert and the gaps between a layer's kernels in one CUDA graph: about
+// four launches of 2 us, whatever the plan.
+constexpr double kFixedLayerUs = 8;
+
+class OfflineEvaluator : public Evaluator {
+ public:
+  OfflineEvaluator(const Gpu& gpu, const Problem& problem, const EvaluatorOptions& options)
+      : gpu_(gpu),
+        problem_(problem),
+        records_(options.records_dir, gpu, problem),
+        compiler_(arch_name(gpu), options.cache_dir, options.num_threads) {
+    gpu_.offline = true;
+  }
+
+  const Gpu& gpu() const override { return gpu_; }
+  std::string nvrtc_version() const override { return moetune::nvrtc_version(); }
+  void prefetch(std::span<const Request> requests) override {
+    submit(gpu_, problem_, requests, compiler_);
+  }
+  double busy_s() const override { return compiler_.stats().compile_s; }
+
+  Trial evaluate(const Request& request) override {
+    Trial trial;
+    trial.stage = request.stage;
+    trial.num_tokens = request.num_tokens;
+    trial.plan = request.plan;
+    trial.source = Source::predicted;
+    Problem problem = problem_;
+    problem.num_tokens = request.num_tokens;
+    for (const Step& step : request.plan.steps)
+      if (!check_static(gpu_, problem, step, compiler_, trial)) return trial;
+
+    if (const Trial* record = records_.find(request.stage, request.num_tokens, request.plan)) {
+      trial.source = Source::recorded;
+      trial.timing = record->timing;
+      trial.screened_out = record->screened_out;
+    } else {
+      const double time_us = scale(request.stage, request.num_tokens) *
+                             predict_us(request.stage, problem, request.plan);
+      trial.timing = {.median_us = time_us, .p10_us = time_us, .p90_us = time_us};
+    }
+    return trial;
+  }
+
+ private:
+  double predict_us(Stage stage, const Problem& problem, const Plan& plan) const {
+    double sum_us = stage == Stage::layer ? kFixedLayerUs : 0;
+    for (const Step& step : plan.steps)
+      sum_us += find_variant(step.variant).predict_us(gpu_, problem, stage_of(step), step.point);
+    return sum_us;
+  }
+
+  // The median of recorded over predicted time: without it a model that is too hopeful would
+  // prefer the points that nobody has measured to those that somebody has.
+  double scale(Stage stage, std::int64_t num_tokens) {
+    const auto [known, is_new] = scales_.try_emplace({stage, num_tokens}, 1.0);
+    if (!is_new) return known->second;
+    Problem problem = problem_;
+    problem.num_tokens = num_tokens;
+    std::vector<double> ratios;
+    for (const auto& [key, record] : records_.at(stage, num_tokens)) {
+      try {
+        ratios.push_back(record.timing.median_us / predict_us(stage, problem, record.plan));
+      } catch (const Error&) {
+        // A plan of kernels that are no more says nothing about today's.
+      }
+    }
+    if (ratios.empty()) return 1.0;
+    const auto middle = ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
+    std::nth_element(ratios.begin(), middle, ratios.end());
+    return known->second = *middle;
+  }
+
+  Gpu gpu_;
+  Problem problem_;
+  Records records_;
+  Compiler compiler_;
+  std::map<std::pair<Stage, std::int64_t>, double> scales_;
+};
+
+}  // namespace
+
+std::unique_ptr<Evaluator> make_offline_evaluator(const Gpu& gpu, const Problem& problem,
+                                                  const EvaluatorOptions& options) {
+  return std::make_unique<OfflineEvaluator>(gpu, problem, options);
+}
+
+}  // namespace moetune

@@ -11,11 +11,6 @@
 namespace moetune {
 namespace {
 
-// An SM's register file, of which a warp gets registers in units of 8 a thread. The same on every
-// GPU since sm_70 (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
-constexpr int kRegistersPerBlock = 65536;
-constexpr int kRegisterUnit = 8;
-
 // The line that says "error", or else the first one: NVRTC's log may begin with warnings.
 std::string first_error_line(std::string_view text) {
   std::string_view first;
@@ -49,6 +44,12 @@ KernelSource source_of(const Gpu& gpu, const Problem& problem, const Step& step)
   return find_variant(step.variant).source(gpu, problem, stage_of(step), step.point);
 }
 
+void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
+            Compiler& compiler) {
+  for (const Request& request : requests)
+    for (const Step& step : request.plan.steps) compiler.submit(source_of(gpu, problem, step));
+}
+
 std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem, const Step& step,
                                           Compiler& compiler, Trial& trial) {
   const Variant& variant = find_variant(step.variant);
@@ -57,8 +58,6 @@ std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem
     return reject(trial, "unsupported",
                   fmt::format("{} does not run {} on {}", variant.name(), to_string(problem.dtype),
                               gpu.name));
-  if (const auto broken = variant.space(gpu, problem, stage, Fp8Mode::both).reject(step.point))
-    return reject(trial, broken->rule, fmt::format("{}: {}", step.op, broken->reason));
 
   const auto cubin = compiler.get(source_of(gpu, problem, step));
   trial.compile_ms += cubin->compile_ms;
@@ -76,23 +75,16 @@ std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem
     trial.registers = std::max(trial.registers, used.registers);
     trial.spill_bytes = std::max(trial.spill_bytes, used.stack_bytes);
     trial.smem_bytes = std::max(trial.smem_bytes, smem_bytes);
-    if (used.stack_bytes > 0)
-      return reject(trial, "spill",
-                    fmt::format("{}: {} bytes a thread spilled to local memory at {} registers",
-                                step.op, used.stack_bytes, used.registers));
-    const int granted = (used.registers + kRegisterUnit - 1) / kRegisterUnit * kRegisterUnit;
-    if (granted * num_threads > kRegistersPerBlock)
-      return reject(
-          trial, "registers",
-          fmt::format("{}: {} threads of {} registers need {}, an SM has {}", step.op, num_threads,
-                      used.registers, granted * num_threads, kRegistersPerBlock));
+    if (const std::string defect = resource_defect(kernel, cubin->log, num_threads);
+        !defect.empty()) {
+      const std::size_t colon = defect.find(": ");  // "RULE: reason"
+      return reject(trial, defect.substr(0, colon),
+                    fmt::format("{}: {}", step.op, defect.substr(colon + 2)));
+    }
     if (smem_bytes > gpu.smem_per_block)
       return reject(trial, "shared_memory",
                     fmt::format("{}: needs {} bytes of shared memory, the GPU allows {}", step.op,
                                 smem_bytes, gpu.smem_per_block));
-    // Spills and registers are ruled out above: what is left is code that ptxas serialised.
-    if (auto defect = resource_defect(kernel, cubin->log, num_threads); !defect.empty())
-      return reject(trial, "serialized", fmt::format("{}: {}", step.op, defect));
   }
   return cubin;
 }

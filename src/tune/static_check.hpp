@@ -4,11 +4,13 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "core/gpu.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 #include "jit/compiler.hpp"
+#include "tune/evaluator.hpp"
 
 namespace moetune {
 
@@ -19,11 +21,16 @@ Stage stage_of(const Step& step);
 // parameter.
 KernelSource source_of(const Gpu& gpu, const Problem& problem, const Step& step);
 
-// Checks the step's constraints, compiles it (waiting for the compiler) and checks what came out.
+// Queues the kernels of these requests, in order.
+void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
+            Compiler& compiler);
+
+// Compiles the step (waiting for the compiler) and checks what came out. The constraints of the
+// variant's space are the search's to check: many only keep it from looking at hopeless points.
 // Adds to trial.compile_ms and raises trial.registers, spill_bytes and smem_bytes to this kernel's.
 // Returns the cubin of a fit step. Otherwise returns null and sets the trial's
-//   status rejected        rule: "unsupported", a constraint's name, "spill", "registers",
-//                          "shared_memory" or "serialized"; reason: with the numbers
+//   status rejected        rule: "unsupported", "shared_memory" or one of resource_defect()'s;
+//                          reason: with the numbers
 //   status compile_failed  reason: the first line of the compiler's error
 // `problem.num_tokens` is the trial's. Throws only as source_of does and for I/O.
 std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem, const Step& step,

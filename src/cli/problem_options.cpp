@@ -1,0 +1,137 @@
+#include "cli/problem_options.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+
+#include "core/error.hpp"
+#include "core/models.hpp"
+#include "cuda/device.hpp"
+
+namespace moetune {
+namespace {
+
+constexpr std::string_view kOfflinePrefix = "offline:";
+
+Error no_such_gpu(const std::string& text, const std::vector<Gpu>& present) {
+  std::vector<std::string> names;
+  for (const Gpu& gpu : present) names.push_back(gpu.name);
+  return Error(
+      ErrorKind::device,
+      fmt::format(
+          "--device {}: this machine has {}; use --device offline:NAME to work "
+          "without the GPU",
+          text, names.empty() ? "no usable GPU" : fmt::format("only {}", fmt::join(names, ", "))));
+}
+
+}  // namespace
+
+void ProblemOptions::add_to(CLI::App& command) {
+  const std::string group = "Layer";
+  auto* model_option =
+      command
+          .add_option("--model", model,
+                      "Shipped name, model file, or Hugging Face config.json or its folder")
+          ->group(group);
+  command
+      .add_option("--shape", shape,
+                  "Experts, experts a token, hidden size, intermediate size, instead of --model")
+      ->type_name("E,K,H,I")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->excludes(model_option)
+      ->group(group);
+  command.add_option("--tp", tp, "GPUs that share each expert: divides I")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--ep", ep, "GPUs that share the experts: divides E")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--dtype", dtype, "bf16, fp8_block or fp8_tensor")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--routing", routing, "uniform, zipf:EXPONENT, hot:NUM_EXPERTS or file:PATH")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seed", seed, "Of inputs, routings and random choices")
+      ->capture_default_str()
+      ->group(group);
+}
+
+Problem ProblemOptions::make(std::int64_t num_tokens) const {
+  Problem problem;
+  if (!shape.empty()) {
+    if (shape.size() != 4) {
+      throw Error(ErrorKind::usage,
+                  fmt::format("--shape takes four sizes E,K,H,I, not {}", shape.size()));
+    }
+    problem.shape = {"custom", shape[0], shape[1], shape[2], shape[3]};
+  } else if (!model.empty()) {
+    problem.shape = load_model(model);
+  } else {
+    throw Error(ErrorKind::usage,
+                "no layer given: use --model NAME (`moe-tune models` lists "
+                "them) or --shape E,K,H,I");
+  }
+  problem.dtype = parse_dtype(dtype);
+  problem.num_tokens = num_tokens;
+  problem.routing = parse_routing(routing);
+  problem.seed = seed;
+  problem.shape = shard(problem.shape, tp, ep);
+  check(problem);
+  return problem;
+}
+
+DeviceChoice choose_device(const std::string& text) {
+  if (text.starts_with(kOfflinePrefix))
+    return {-1, known_gpu(std::string_view(text).substr(kOfflinePrefix.size()))};
+  const std::vector<Gpu> present = list_gpus();
+  if (text == "auto") {
+    if (!present.empty()) return {0, present.front()};
+    DeviceChoice offline{-1, known_gpu("h200")};
+    spdlog::info("no usable GPU here: working offline for {}, nothing is measured",
+                 offline.gpu.name);
+    return offline;
+  }
+  int ordinal = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), ordinal);
+  if (error == std::errc() && end == text.data() + text.size() && ordinal >= 0) {
+    if (static_cast<std::size_t>(ordinal) >= present.size()) throw no_such_gpu(text, present);
+    return {ordinal, present[static_cast<std::size_t>(ordinal)]};
+  }
+  for (std::size_t i = 0; i < present.size(); ++i) {
+    if (text == present[i].name || text == file_name(present[i]))
+      return {static_cast<int>(i), present[i]};
+  }
+  const std::string name = known_gpu(text).name;  // throws, with the nearest, for an unknown one
+  for (std::size_t i = 0; i < present.size(); ++i)
+    if (name == present[i].name) return {static_cast<int>(i), present[i]};
+  throw no_such_gpu(text, present);
+}
+
+const std::vector<std::int64_t>& default_token_counts() {
+  static const std::vector<std::int64_t> counts = {1,  2,   4,   8,   16,   24,   32,   48,   64,
+                                                   96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096};
+  return counts;
+}
+
+CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& counts) {
+  const auto sorted = [&counts](const std::vector<std::int64_t>& given) {
+    counts = given;
+    std::sort(counts.begin(), counts.end());
+    counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  };
+  return command
+      .add_option_function<std::vector<std::int64_t>>("--tokens", sorted,
+                                                      "Tokens in a batch, a list")
+      ->default_str(fmt::format("{}", fmt::join(counts, ",")))
+      ->type_name("T,...")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{std::numeric_limits<std::int32_t>::max()}));
+}
+
+}  // namespace moetune

@@ -34,5 +34,8 @@ DeviceChoice choose_device(const std::string& text);
 
 // --tokens 1,2,4...; the default grid that tables cover.
 const std::vector<std::int64_t>& default_token_counts();
+// Adds --tokens T,...: fills `counts` (its present value is the default), sorted, without repeats,
+// each from 1 to 2^31 - 1. `counts` must outlive parsing.
+CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& counts);
 
 }  // namespace moetune

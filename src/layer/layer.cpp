@@ -1,0 +1,372 @@
+#include "layer/layer.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.hpp"
+
+namespace moetune {
+namespace {
+
+// Mirrors of the device structs; the layouts are the same by the rules both compilers follow.
+struct GemmParams {
+  const void* a;
+  const void* w;
+  void* out;
+  const float* a_scale;
+  const float* w_scale;
+  const int* sorted_slots;
+  const int* expert_offsets;
+  const void* tiles;
+  const int* num_tiles;
+  int num_slots;
+  int group_m;
+  int split_k;
+};
+struct SortParams {
+  const int* topk_ids;
+  int* sorted_slots;
+  int* expert_offsets;
+  int* counts;
+  void* tiles[2];
+  int* num_tiles[2];
+  int block_m[2];
+  int num_slots;
+  int num_experts;
+};
+struct QuantiseParams {
+  const void* in;
+  void* out;
+  float* scale;
+  int rows;
+  int columns;
+  int splits;
+};
+struct CombineParams {
+  const void* y;
+  const float* topk_weights;
+  void* out;
+  int num_tokens;
+  int top_k;
+  int columns;
+  int splits;
+};
+
+constexpr int kSmallSortSlots = 16 * 1024;
+constexpr int kSortThreads = 1024;
+constexpr std::int64_t kMaxExperts = 1024;
+
+std::size_t bytes(std::int64_t count, std::int64_t size) {
+  return static_cast<std::size_t>(count) * static_cast<std::size_t>(size);
+}
+int narrow(std::int64_t value) {
+  return static_cast<int>(value);
+}
+
+std::shared_ptr<const Cubin> must_compile(Compiler& compiler, const KernelSource& source) {
+  auto cubin = compiler.get(source);
+  if (!cubin->ok()) {
+    throw Error(ErrorKind::failed, fmt::format("{}: {}", source.file, cubin->error));
+  }
+  return cubin;
+}
+
+void check_memory(const Problem& problem, bool with_fp8) {
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  double need = weight_bytes(problem.shape, Dtype::bf16);
+  if (with_fp8) need += weight_bytes(problem.shape, Dtype::fp8_block);
+  // Activations of a call and the reference's fp32 copies.
+  const double slots = static_cast<double>(problem.num_tokens * problem.shape.top_k);
+  need += slots *
+          static_cast<double>(16 * problem.shape.intermediate_size + 8 * problem.shape.hidden_size);
+  if (need > static_cast<double>(free)) {
+    throw Error(ErrorKind::device,
+                fmt::format("{} with {} tokens needs about {:.1f} GB of GPU memory, {:.1f} GB are "
+                            "free; use --tp or --ep to take a shard, or fewer tokens",
+                            problem.shape.model, problem.num_tokens, need / 1e9,
+                            static_cast<double>(free) / 1e9));
+  }
+}
+
+}  // namespace
+
+std::int64_t max_row_tiles(std::int64_t num_slots, std::int64_t num_experts, int block_m) {
+  return std::min(num_slots, num_slots / block_m + std::min(num_experts, num_slots));
+}
+
+GemmStep gemm_step(const Problem& problem, const Step& step, cudaKernel_t kernel) {
+  GemmStep ready;
+  ready.config = gemm_config(problem, step.op == "gemm1" ? Stage::gemm1 : Stage::gemm2, step.point);
+  ready.kernel = kernel;
+  ready.group_m = step.point.at("ORDER") == 1 ? 0 : step.point.at("GROUP_SIZE_M");
+  ready.split_k = step.point.at("SPLIT_K");
+  allow_smem(kernel, static_cast<unsigned>(smem_bytes(ready.config)));
+  return ready;
+}
+
+Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& compiler)
+    : gpu_(gpu),
+      problem_(problem),
+      small_(*must_compile(compiler, small_kernels(problem.dtype))),
+      judge_(*must_compile(compiler, reference_kernels())),
+      overlap_(gpu.cc() >= 90) {
+  const LayerShape& s = problem.shape;
+  if (s.num_experts > kMaxExperts) {
+    throw Error(ErrorKind::input, fmt::format("{} experts; the sort kernel holds at most {}",
+                                              s.num_experts, kMaxExperts));
+  }
+  check_memory(problem, with_fp8);
+  const auto fill = [&](Buffer& buffer, std::int64_t count, std::int64_t k, std::uint64_t seed) {
+    buffer = Buffer(bytes(count, 2));
+    launch(stream_, judge_.kernel("moetune_reference::fill_normal_bf16"),
+           LaunchShape{dim3(4096), 256}, buffer.get(), static_cast<long long>(count),
+           static_cast<float>(1.0 / std::sqrt(static_cast<double>(k))),
+           static_cast<unsigned long long>(seed));
+  };
+  const std::int64_t w13_rows = s.num_experts * 2 * s.intermediate_size;
+  const std::int64_t w2_rows = s.num_experts * s.hidden_size;
+  fill(weights_.w13, w13_rows * s.hidden_size, s.hidden_size, problem.seed * 4 + 1);
+  fill(weights_.w2, w2_rows * s.intermediate_size, s.intermediate_size, problem.seed * 4 + 2);
+  if (with_fp8) {
+    const bool block = fp8_dtype() == Dtype::fp8_block;
+    const auto quantise = [&](const Buffer& in, std::int64_t rows_per_expert, std::int64_t columns,
+                              Buffer& out, Buffer& scale) {
+      const std::int64_t rows = rows_per_expert * s.num_experts;
+      const std::int64_t row_block = block ? kScaleGroup : rows_per_expert;
+      const std::int64_t column_block = block ? kScaleGroup : columns;
+      const std::int64_t scales = rows / row_block * ((columns + column_block - 1) / column_block);
+      out = Buffer(bytes(rows, columns));
+      scale = Buffer(bytes(scales, 4));
+      launch(stream_, judge_.kernel("moetune_reference::reference_quantise"),
+             LaunchShape{dim3(static_cast<unsigned>(scales)), 256}, in.get(),
+             static_cast<int>(Format::bf16), static_cast<long long>(columns), narrow(row_block),
+             narrow(column_block), out.get(), scale.get<float>());
+    };
+    quantise(weights_.w13, 2 * s.intermediate_size, s.hidden_size, weights_.w13_q,
+             weights_.w13_scale);
+    quantise(weights_.w2, s.hidden_size, s.intermediate_size, weights_.w2_q, weights_.w2_scale);
+  }
+  stream_.synchronize();
+}
+
+Dtype Layer::fp8_dtype() const {
+  return problem_.dtype == Dtype::fp8_tensor ? Dtype::fp8_tensor : Dtype::fp8_block;
+}
+
+LaunchShape Layer::shape(std::int64_t grid, unsigned threads) const {
+  return {dim3(static_cast<unsigned>(grid)), threads, 0, overlap_};
+}
+
+std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_routings) {
+  auto batch = std::make_unique<TokenBatch>();
+  batch->problem = problem;
+  const LayerShape& s = problem.shape;
+  const std::int64_t values = problem.num_tokens * s.hidden_size;
+  batch->x = Buffer(bytes(values, 2));
+  launch(stream_, judge_.kernel("moetune_reference::fill_normal_bf16"),
+         LaunchShape{dim3(4096), 256}, batch->x.get(), static_cast<long long>(values), 1.0f,
+         static_cast<unsigned long long>(problem.seed * 4 + 3));
+  if (weights_.w13_q.size() > 0) {
+    const bool block = fp8_dtype() == Dtype::fp8_block;
+    batch->x_q = Buffer(bytes(values, 1));
+    batch->x_scale =
+        Buffer(bytes(problem.num_tokens * (block ? s.hidden_size / kScaleGroup : 1), 4));
+    activate(ActivateInput::bf16, true, batch->x.get(), batch->x_q.get(),
+             batch->x_scale.get<float>(), problem.num_tokens, s.hidden_size, 0);
+  }
+  for (int r = 0; r < num_routings; ++r) {
+    const RoutingData data = make_routing(problem, r);
+    DeviceRouting routing;
+    routing.topk_ids = Buffer(data.topk_ids.size() * 4);
+    routing.topk_ids.upload(data.topk_ids.data(), data.topk_ids.size() * 4);
+    routing.topk_weights = Buffer(data.topk_weights.size() * 4);
+    routing.topk_weights.upload(data.topk_weights.data(), data.topk_weights.size() * 4);
+    routing.sorted.sorted_slots = Buffer(data.topk_ids.size() * 4);
+    routing.sorted.expert_offsets = Buffer(bytes(s.num_experts + 1, 4));
+    routing.sorted.counts = Buffer(bytes(s.num_experts, 4));
+    routing.sorted.num_tiles = Buffer(2 * 4);
+    for (Buffer& tiles : routing.sorted.tiles) {
+      tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), 8));
+    }
+    batch->routings.push_back(std::move(routing));
+  }
+  stream_.synchronize();
+  return batch;
+}
+
+void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch) {
+  const LayerShape& s = problem_.shape;
+  const std::int64_t slots = batch.num_slots();
+  if (stage != Stage::gemm2) {
+    const auto& c = gemm1->config;
+    if (c.output == Output::bf16) gate_up_.reserve(bytes(slots * c.size_n, 2));
+    if (c.output == Output::partial) gate_up_.reserve(bytes(slots * c.size_n, 4 * gemm1->split_k));
+    activation_.reserve(bytes(slots * s.intermediate_size, 2));
+    const bool fp8 = gemm2 != nullptr ? gemm2->fp8() : gemm1->fp8();
+    if (fp8) {
+      activation_q_.reserve(bytes(slots * s.intermediate_size, 1));
+      activation_scale_.reserve(
+          bytes(slots * (s.intermediate_size + kScaleGroup - 1) / kScaleGroup, 4));
+    }
+  }
+  if (stage != Stage::gemm1) {
+    y_.reserve(bytes(slots * s.hidden_size,
+                     gemm2->config.output == Output::partial ? 4 * gemm2->split_k : 2));
+    out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
+  }
+}
+
+void Layer::sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch) {
+  for (int r = 0; r < static_cast<int>(batch.routings.size()); ++r) sort(gemm1, gemm2, batch, r);
+}
+
+void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch, int routing) {
+  const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
+  SortParams p{};
+  p.topk_ids = r.topk_ids.get<int>();
+  p.sorted_slots = r.sorted.sorted_slots.get<int>();
+  p.expert_offsets = r.sorted.expert_offsets.get<int>();
+  p.counts = r.sorted.counts.get<int>();
+  for (int i = 0; i < 2; ++i) {
+    const GemmStep* step = i == 0 ? gemm1 : gemm2;
+    p.tiles[i] = r.sorted.tiles[i].get();
+    p.num_tiles[i] = r.sorted.num_tiles.get<int>() + i;
+    p.block_m[i] = step != nullptr ? step->config.block_m : 0;
+  }
+  p.num_slots = narrow(batch.num_slots());
+  p.num_experts = narrow(problem_.shape.num_experts);
+  if (p.num_slots <= kSmallSortSlots) {
+    launch(stream_, small_.kernel("moetune::sort_small"), shape(1, kSortThreads), p);
+    return;
+  }
+  check_cuda(cudaMemsetAsync(p.counts, 0, r.sorted.counts.size(), stream_.get()), "memset");
+  const std::int64_t grid = (p.num_slots + kSortThreads - 1) / kSortThreads;
+  LaunchShape first = shape(grid, kSortThreads);
+  first.overlap = false;  // programmatic launch follows kernels only, and a memset comes before
+  launch(stream_, small_.kernel("moetune::sort_count"), first, p);
+  launch(stream_, small_.kernel("moetune::sort_scan"), shape(1, kSortThreads), p);
+  launch(stream_, small_.kernel("moetune::sort_scatter"), shape(grid, kSortThreads), p);
+}
+
+void Layer::gemm(const GemmStep& step, int which, const void* a, const float* a_scale,
+                 const void* w, const float* w_scale, void* out, TokenBatch& batch, int routing) {
+  const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
+  const GemmConfig& c = step.config;
+  const GemmParams p{a,
+                     w,
+                     out,
+                     a_scale,
+                     w_scale,
+                     sorted.sorted_slots.get<int>(),
+                     sorted.expert_offsets.get<int>(),
+                     sorted.tiles[which].get(),
+                     sorted.num_tiles.get<int>() + which,
+                     narrow(batch.num_slots()),
+                     step.group_m,
+                     step.split_k};
+  const int columns = c.output == Output::swiglu ? c.size_n / 2 : c.size_n;
+  const int tile = c.output == Output::swiglu ? c.block_n / 2 : c.block_n;
+  const std::int64_t tiles =
+      max_row_tiles(batch.num_slots(), problem_.shape.num_experts, c.block_m) *
+      ((columns + tile - 1) / tile);
+  LaunchShape shape = this->shape(tiles, static_cast<unsigned>(num_threads(c)));
+  shape.grid.y = static_cast<unsigned>(step.split_k);
+  shape.smem_bytes = static_cast<unsigned>(smem_bytes(c));
+  launch(stream_, step.kernel, shape, p);
+}
+
+void Layer::activate(ActivateInput input, bool to_fp8, const void* in, void* out, float* scale,
+                     std::int64_t rows, std::int64_t columns, int splits) {
+  const QuantiseParams p{in, out, scale, narrow(rows), narrow(columns), splits};
+  const auto output = !to_fp8                            ? ActivateOutput::bf16
+                      : fp8_dtype() == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor
+                                                         : ActivateOutput::fp8_block;
+  const std::int64_t groups = (columns + kScaleGroup - 1) / kScaleGroup;
+  const std::int64_t grid = output == ActivateOutput::fp8_tensor ? rows : (rows * groups + 15) / 16;
+  launch(stream_, small_.kernel(activate_expression(input, output)), shape(grid, 256), p);
+}
+
+void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch,
+                    int routing) {
+  const LayerShape& s = problem_.shape;
+  const std::int64_t slots = batch.num_slots();
+  const bool whole = stage == Stage::layer;
+  if (whole) {
+    sort(gemm1, gemm2, batch, routing);
+    if (gemm1->fp8()) {
+      activate(ActivateInput::bf16, true, batch.x.get(), batch.x_q.get(),
+               batch.x_scale.get<float>(), batch.problem.num_tokens, s.hidden_size, 0);
+    }
+  }
+  if (stage != Stage::gemm2) {
+    const bool fp8 = gemm1->fp8();
+    const bool to_fp8 = gemm2 != nullptr ? gemm2->fp8() : fp8;
+    const bool fused = gemm1->config.output == Output::swiglu;
+    gemm(*gemm1, 0, fp8 ? batch.x_q.get() : batch.x.get(),
+         fp8 ? batch.x_scale.get<float>() : nullptr,
+         fp8 ? weights_.w13_q.get() : weights_.w13.get(),
+         fp8 ? weights_.w13_scale.get<float>() : nullptr,
+         fused ? activation_.get() : gate_up_.get(), batch, routing);
+    const void* source = fused ? activation_.get() : gate_up_.get();
+    const auto input = fused                                     ? ActivateInput::bf16
+                       : gemm1->config.output == Output::partial ? ActivateInput::partial
+                                                                 : ActivateInput::gate_up;
+    if (!fused || to_fp8) {
+      activate(input, to_fp8, source, to_fp8 ? activation_q_.get() : activation_.get(),
+               activation_scale_.get<float>(), slots, s.intermediate_size, gemm1->split_k);
+    }
+  }
+  if (stage != Stage::gemm1) {
+    const bool fp8 = gemm2->fp8();
+    const void* a = fp8 ? activation_q_.get() : activation_.get();
+    const float* a_scale = fp8 ? activation_scale_.get<float>() : nullptr;
+    if (!whole) {
+      const ReferenceOutput& reference = *batch.reference[fp8 ? 1 : 0];
+      a = reference.gemm2_input.get();
+      a_scale = fp8 ? reference.gemm2_scale.get<float>() : nullptr;
+    }
+    gemm(*gemm2, 1, a, a_scale, fp8 ? weights_.w2_q.get() : weights_.w2.get(),
+         fp8 ? weights_.w2_scale.get<float>() : nullptr, y_.get(), batch, routing);
+    const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
+    const CombineParams p{y_.get(),
+                          r.topk_weights.get<float>(),
+                          out_.get(),
+                          narrow(batch.problem.num_tokens),
+                          narrow(s.top_k),
+                          narrow(s.hidden_size),
+                          gemm2->config.output == Output::partial ? gemm2->split_k : 0};
+    const std::int64_t threads = batch.problem.num_tokens * s.hidden_size / 8;
+    launch(stream_, small_.kernel("moetune::combine"), shape((threads + 255) / 256, 256), p);
+  }
+}
+
+Matrix Layer::result(Stage stage, const GemmStep& last, const TokenBatch&) const {
+  if (stage != Stage::gemm1) return {out_.get(), nullptr, Format::bf16, 1, 1};
+  if (!last.fp8()) return {activation_.get(), nullptr, Format::bf16, 1, 1};
+  const int group =
+      fp8_dtype() == Dtype::fp8_block ? kScaleGroup : narrow(problem_.shape.intermediate_size);
+  return {activation_q_.get(), activation_scale_.get<float>(), Format::e4m3, 1, group};
+}
+
+void Layer::poison() {
+  for (const Buffer* buffer :
+       {&gate_up_, &activation_, &activation_q_, &activation_scale_, &y_, &out_}) {
+    if (buffer->size() == 0) continue;
+    check_cuda(cudaMemsetAsync(buffer->get(), 0xff, buffer->size(), stream_.get()), "memset");
+  }
+}
+
+std::int64_t Layer::workspace_bytes() const {
+  std::size_t sum = 0;
+  for (const Buffer* buffer :
+       {&gate_up_, &activation_, &activation_q_, &activation_scale_, &y_, &out_}) {
+    sum += buffer->size();
+  }
+  return static_cast<std::int64_t>(sum);
+}
+
+}  // namespace moetune

@@ -1,0 +1,265 @@
+// Runs plans on a GPU: compile, check resources, compare with the judge, and only then time.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <utility>
+
+#include "core/error.hpp"
+#include "layer/reference.hpp"
+#include "measure/check.hpp"
+#include "measure/timing.hpp"
+#include "tune/evaluator.hpp"
+#include "tune/static_check.hpp"
+
+namespace moetune {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A graph longer than this is screened with fewer calls: its weights no longer fit any cache, so
+// further routings add time but no information.
+constexpr double kLongGraphUs = 4000;
+constexpr int kScreeningSamples = 3;
+
+struct CheckCase {
+  std::string name;
+  std::unique_ptr<TokenBatch> batch;
+};
+
+class DeviceEvaluator final : public Evaluator {
+ public:
+  DeviceEvaluator(int ordinal, const Problem& problem, const EvaluatorOptions& options);
+
+  const Gpu& gpu() const override { return gpu_; }
+  std::string nvrtc_version() const override { return moetune::nvrtc_version(); }
+  void prefetch(std::span<const Request> requests) override;
+  Trial evaluate(const Request& request) override;
+  double busy_s() const override { return busy_s_; }
+
+ private:
+  struct Steps {
+    GemmStep gemm1, gemm2;
+    const GemmStep* first = nullptr;
+    const GemmStep* second = nullptr;
+    const GemmStep& last() const { return second != nullptr ? *second : *first; }
+    bool fp8() const { return last().fp8(); }
+  };
+
+  Problem at(std::int64_t num_tokens) const;
+  bool load(const Request& request, Trial& trial, Steps& steps);
+  cudaKernel_t kernel(const Cubin& cubin);
+  TokenBatch& batch(std::int64_t num_tokens);
+  bool is_right(const Request& request, const Steps& steps, TokenBatch& batch,
+                std::string_view name, Trial& trial, double* call_us);
+  void time(const Request& request, const Steps& steps, TokenBatch& batch, double call_us,
+            Trial& trial);
+
+  Gpu gpu_;
+  Problem problem_;
+  EvaluatorOptions options_;
+  Compiler compiler_;
+  std::unique_ptr<Layer> layer_;
+  std::vector<CheckCase> cases_;
+  std::unique_ptr<TokenBatch> batch_;
+  std::map<std::string, std::unique_ptr<Module>> modules_;  // by expression
+  // What is_right() found on the check cases: they do not depend on the token count.
+  std::map<std::string, Trial> verdicts_;
+  double busy_s_ = 0;
+};
+
+Gpu select_gpu(int ordinal) {
+  const auto gpus = list_gpus();
+  if (ordinal < 0 || ordinal >= static_cast<int>(gpus.size())) {
+    throw Error(ErrorKind::device,
+                fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
+  }
+  check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
+  return gpus[static_cast<std::size_t>(ordinal)];
+}
+
+DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,
+                                 const EvaluatorOptions& options)
+    : gpu_(select_gpu(ordinal)),
+      problem_(problem),
+      options_(options),
+      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads) {
+  const bool fp8 = gpu_.cc() >= 89 && (is_fp8(problem.dtype) || options.with_fp8);
+  layer_ = std::make_unique<Layer>(gpu_, problem_, fp8, compiler_);
+  const LayerShape& s = problem_.shape;
+  const auto add = [&](const char* name, std::int64_t num_tokens, RoutingKind kind, double exponent,
+                       std::int64_t num_hot) {
+    Problem check = at(num_tokens);
+    check.routing = {kind, exponent, num_hot, ""};
+    check.seed = problem_.seed + 17;
+    cases_.push_back({name, layer_->make_batch(check, 1)});
+  };
+  // Odd counts leave ragged tiles; few hot experts leave the others without a row.
+  add("uniform", 64, RoutingKind::uniform, 0, 0);
+  add("skewed", 96, RoutingKind::zipf, 1.5, 0);
+  add("empty experts", 33, RoutingKind::hot, 0,
+      std::min(s.num_experts, std::max(s.top_k, s.num_experts / 8)));
+  add("ragged", 77, RoutingKind::zipf, 0.5, 0);
+}
+
+Problem DeviceEvaluator::at(std::int64_t num_tokens) const {
+  Problem problem = problem_;
+  problem.num_tokens = num_tokens;
+  return problem;
+}
+
+void DeviceEvaluator::prefetch(std::span<const Request> requests) {
+  submit(gpu_, problem_, requests, compiler_);
+}
+
+cudaKernel_t DeviceEvaluator::kernel(const Cubin& cubin) {
+  auto& module = modules_[cubin.kernels.front().expression];
+  if (!module) module = std::make_unique<Module>(cubin);
+  return module->kernel(cubin.kernels.front().expression);
+}
+
+bool DeviceEvaluator::load(const Request& request, Trial& trial, Steps& steps) {
+  for (const Step& step : request.plan.steps) {
+    const auto cubin = check_static(gpu_, at(request.num_tokens), step, compiler_, trial);
+    if (!cubin) return false;
+    GemmStep ready = gemm_step(problem_, step, kernel(*cubin));
+    if (stage_of(step) == Stage::gemm1) {
+      steps.gemm1 = ready;
+      steps.first = &steps.gemm1;
+    } else {
+      steps.gemm2 = ready;
+      steps.second = &steps.gemm2;
+    }
+  }
+  const bool complete = (request.stage == Stage::gemm2 || steps.first != nullptr) &&
+                        (request.stage == Stage::gemm1 || steps.second != nullptr);
+  if (!complete) {
+    throw Error(ErrorKind::input, fmt::format("a plan for {} lacks a step: {}",
+                                              to_string(request.stage), request.plan.key()));
+  }
+  if (steps.first != nullptr && steps.second != nullptr &&
+      steps.first->fp8() != steps.second->fp8()) {
+    trial.status = TrialStatus::rejected;
+    trial.rule = "fp8_mixed";
+    trial.reason = "the two GEMMs of a layer must agree on FP8";
+    return false;
+  }
+  return true;
+}
+
+TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
+  if (!batch_ || batch_->problem.num_tokens != num_tokens) {
+    batch_.reset();  // frees before the next one is made
+    batch_ = layer_->make_batch(at(num_tokens), options_.num_routings);
+  }
+  return *batch_;
+}
+
+// One call on routing 0 with poisoned outputs, compared with the judge. Adds to the trial's errors.
+bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, TokenBatch& batch,
+                               std::string_view name, Trial& trial, double* call_us) {
+  make_reference(*layer_, batch, steps.fp8());
+  layer_->prepare(request.stage, steps.first, steps.second, batch);
+  layer_->poison();
+  if (request.stage != Stage::layer) layer_->sort_all(steps.first, steps.second, batch);
+  const Event begin;
+  const Event end;
+  begin.record(layer_->stream());
+  layer_->enqueue(request.stage, steps.first, steps.second, batch, 0);
+  end.record(layer_->stream());
+  const ReferenceOutput& reference = *batch.reference[steps.fp8() ? 1 : 0];
+  const bool activation = request.stage == Stage::gemm1;
+  const Buffer& want = activation ? reference.activation : reference.out;
+  const std::int64_t rows = activation ? batch.num_slots() : batch.problem.num_tokens;
+  const LayerShape& s = problem_.shape;
+  const Deviation deviation =
+      compare(*layer_, layer_->result(request.stage, steps.last(), batch), want.get<float>(), rows,
+              activation ? s.intermediate_size : s.hidden_size);
+  if (call_us != nullptr) *call_us = elapsed_us(begin, end);
+  trial.rel_err = std::max(trial.rel_err, deviation.rel_err);
+  trial.max_err = std::max(trial.max_err, deviation.max_err);
+  const std::string defect = judge_deviation(deviation, tolerance(steps.fp8()));
+  if (defect.empty()) return true;
+  trial.status = TrialStatus::wrong_result;
+  trial.rel_err = deviation.rel_err;
+  trial.reason = fmt::format("{} routing, {} tokens: {}", name, batch.problem.num_tokens, defect);
+  return false;
+}
+
+void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatch& batch,
+                           double call_us, Trial& trial) {
+  TimingOptions options;
+  options.num_calls = static_cast<int>(batch.routings.size());
+  options.stop_above_us = request.stop_above_us;
+  if (!request.thorough) {
+    options.num_warmups = 1;
+    options.num_samples = kScreeningSamples;
+    if (call_us * options.num_calls > kLongGraphUs) {
+      options.num_calls =
+          std::clamp(static_cast<int>(kLongGraphUs / call_us), 1, options.num_calls);
+      options.num_warmups = 0;
+    }
+  }
+  const Graph graph(layer_->stream(), [&] {
+    for (int r = 0; r < options.num_calls; ++r) {
+      layer_->enqueue(request.stage, steps.first, steps.second, batch, r);
+    }
+  });
+  trial.timing = time_graph(graph, layer_->stream(), options, trial.screened_out);
+}
+
+Trial DeviceEvaluator::evaluate(const Request& request) {
+  Trial trial;
+  trial.stage = request.stage;
+  trial.num_tokens = request.num_tokens;
+  trial.plan = request.plan;
+  try {
+    Steps steps;
+    if (!load(request, trial, steps)) return trial;
+    const auto start = Clock::now();
+    const std::string key = fmt::format("{}:{}", to_string(request.stage), request.plan.key());
+    auto verdict = verdicts_.find(key);
+    if (verdict == verdicts_.end()) {
+      Trial checked;
+      for (const CheckCase& check : cases_) {
+        if (!is_right(request, steps, *check.batch, check.name, checked, nullptr)) break;
+      }
+      verdict = verdicts_.emplace(key, std::move(checked)).first;
+    }
+    trial.rel_err = verdict->second.rel_err;
+    trial.max_err = verdict->second.max_err;
+    trial.status = verdict->second.status;
+    trial.reason = verdict->second.reason;
+    if (trial.status == TrialStatus::ok) {
+      TokenBatch& inputs = batch(request.num_tokens);
+      double call_us = 0;
+      if (is_right(request, steps, inputs, to_string(problem_.routing), trial, &call_us)) {
+        time(request, steps, inputs, call_us, trial);
+      }
+    }
+    busy_s_ += seconds_since(start);
+  } catch (const Error& error) {
+    // A refused launch is the point's failure. After a fault every call fails: the device is lost.
+    if (error.kind() != ErrorKind::device) throw;
+    const cudaError_t state = cudaDeviceSynchronize();
+    if (state != cudaSuccess) {
+      throw Error(ErrorKind::device, fmt::format("{} ({})", error.what(), request.plan.key()));
+    }
+    trial.status = TrialStatus::launch_failed;
+    trial.reason = error.what();
+  }
+  return trial;
+}
+
+}  // namespace
+
+std::unique_ptr<Evaluator> make_device_evaluator(int ordinal, const Problem& problem,
+                                                 const EvaluatorOptions& options) {
+  return std::make_unique<DeviceEvaluator>(ordinal, problem, options);
+}
+
+}  // namespace moetune

@@ -29,6 +29,8 @@ struct EvaluatorOptions {
   std::string records_dir;  // offline: results/ with recorded times
   int num_threads = 0;      // compile threads; 0: all cores
   int num_routings = 8;
+  // Quantised weights beside the bf16 ones although the dtype is bf16: FP8 is a searched axis.
+  bool with_fp8 = false;
 };
 
 class Evaluator {

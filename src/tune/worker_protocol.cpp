@@ -55,6 +55,7 @@ Opening decode_open(const ordered_json& json) {
   json.at("records_dir").get_to(opening.options.records_dir);
   json.at("num_threads").get_to(opening.options.num_threads);
   json.at("num_routings").get_to(opening.options.num_routings);
+  json.at("with_fp8").get_to(opening.options.with_fp8);
   return opening;
 }
 
@@ -190,7 +191,8 @@ ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOpt
           {"cache_dir", options.cache_dir},
           {"records_dir", options.records_dir},
           {"num_threads", options.num_threads},
-          {"num_routings", options.num_routings}};
+          {"num_routings", options.num_routings},
+          {"with_fp8", options.with_fp8}};
 }
 
 int serve(int socket, const EvaluatorFactory& make_evaluator) {

@@ -1,0 +1,379 @@
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "table/schema.hpp"
+#include "table/table.hpp"
+#include "tests/table_fixture.hpp"
+
+namespace moetune {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string table_text(const std::function<void(Json&)>& mutate) {
+  Json json = sample_table();
+  mutate(json);
+  return json.dump(2);
+}
+
+// The message of the Error(input) that reading `text` gives; empty when it is accepted.
+std::string refusal(const std::string& text) {
+  try {
+    parse_table(text, "t.json");
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::input);
+    const std::string message = error.what();
+    CHECK(message.starts_with("t.json:"));
+    CHECK(message.find('\n') == std::string::npos);
+    return message;
+  }
+  return "";
+}
+
+std::string refusal(const std::function<void(Json&)>& mutate) {
+  return refusal(table_text(mutate));
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Runs `work` in a child process after `prepare`; true when it throws Error(io).
+bool fails_to_write_in_child(const std::function<void()>& prepare,
+                             const std::function<void()>& work) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    int code = 1;
+    try {
+      prepare();
+      work();
+    } catch (const Error& error) {
+      code = error.kind() == ErrorKind::io ? 0 : 2;
+    }
+    ::_exit(code);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("table: names follow the convention of MoE users, with what it lacks") {
+  TableIdentity identity = sample_table().identity;
+  identity.shape = {"qwen3-30b-a3b", 128, 8, 2048, 768};
+  CHECK(table_file_name(identity) == "E=128,N=768,H=2048,topk=8,device_name=NVIDIA_H200.json");
+  identity.dtype = Dtype::fp8_tensor;
+  CHECK(table_file_name(identity) ==
+        "E=128,N=768,H=2048,topk=8,device_name=NVIDIA_H200,dtype=fp8_w8a8.json");
+  identity.dtype = Dtype::fp8_block;
+  CHECK(table_file_name(identity) ==
+        "E=128,N=768,H=2048,topk=8,device_name=NVIDIA_H200,dtype=fp8_w8a8,"
+        "block_shape=[128,128].json");
+  identity.gpu = "../../etc/x y";
+  CHECK(table_file_name(identity).find('/') == std::string::npos);
+}
+
+TEST_CASE("table: what is written is read back the same") {
+  const TemporaryDirectory directory;
+  Table table = sample_table();
+  table.seed = std::numeric_limits<std::uint64_t>::max();
+  table.entries.at(8).source = Source::predicted;
+  table.entries.at(8).tie = true;
+  table.entries.at(8).timing.num_discarded = 3;
+  table.routing = parse_routing("zipf:1.2");
+  const std::string path = write_table(directory.path() + "/new/NVIDIA_H200", table);
+  CHECK(std::filesystem::path(path).filename() == table_file_name(table.identity));
+  const Table read = read_table(path);
+  CHECK(Json(read) == Json(table));
+  CHECK(read.entries.at(8).plan == table.entries.at(8).plan);
+  CHECK(read.entries.at(8).source == Source::predicted);
+  CHECK(read.seed == table.seed);
+}
+
+TEST_CASE("table: token counts are written in numerical order") {
+  Table table = sample_table();
+  table.entries[1024] = table.entries.at(8);
+  std::vector<std::string> keys;
+  const Json json = table;
+  for (const auto& [key, entry] : json.at("entries").items()) keys.push_back(key);
+  CHECK(keys == std::vector<std::string>{"1", "8", "64", "1024"});
+}
+
+TEST_CASE("table: the shipped schema accepts a written table and is what the file holds") {
+  CHECK(refusal([](Json&) {}) == "");
+  CHECK(table_schema() == read_file(MOETUNE_SOURCE_DIR "/configs/table.schema.json"));
+}
+
+TEST_CASE("table: any missing field is named") {
+  const Json whole = sample_table();
+  for (const auto& [key, value] : whole.items()) {
+    const std::string field = key;
+    CAPTURE(field);
+    CHECK(holds(refusal([&](Json& json) { json.erase(field); }), "'" + field + "'"));
+  }
+  for (const auto& [key, value] : whole.at("identity").items()) {
+    const std::string field = key;
+    CAPTURE(field);
+    const std::string message = refusal([&](Json& json) { json["identity"].erase(field); });
+    CHECK(holds(message, "identity"));
+    CHECK(holds(message, "'" + field + "'"));
+  }
+  for (const auto& [key, value] : whole.at("entries").at("8").items()) {
+    const std::string field = key;
+    CAPTURE(field);
+    const std::string message = refusal([&](Json& json) { json["entries"]["8"].erase(field); });
+    CHECK(holds(message, "entries.8"));
+    CHECK(holds(message, "'" + field + "'"));
+  }
+}
+
+TEST_CASE("table: wrong values are refused with field, value and what was expected") {
+  const auto entry_refusal = [](const char* field, const Json& value) {
+    return refusal([&](Json& json) { json["entries"]["8"][field] = value; });
+  };
+  const std::string source = entry_refusal("source", "guessed");
+  CHECK(holds(source, "entries.8.source is \"guessed\""));
+  CHECK(holds(source, "expected measured, recorded or predicted"));
+  CHECK(holds(entry_refusal("median_us", "NaN"), "entries.8.median_us is \"NaN\""));
+  CHECK(holds(entry_refusal("median_us", "inf"), "entries.8.median_us"));
+  CHECK(holds(entry_refusal("median_us", nullptr), "entries.8.median_us is null"));
+  CHECK(holds(entry_refusal("median_us", 0), "entries.8.median_us is 0"));
+  CHECK(holds(entry_refusal("median_us", -1.5), "entries.8.median_us is -1.5"));
+  CHECK(holds(entry_refusal("rel_err", -0.1), "entries.8.rel_err"));
+  CHECK(holds(entry_refusal("registers", 12.5), "entries.8.registers"));
+  CHECK(holds(entry_refusal("registers", -1), "entries.8.registers"));
+  CHECK(holds(entry_refusal("smem_bytes", 18446744073709551615U), "entries.8.smem_bytes"));
+  CHECK(holds(entry_refusal("tie", "yes"), "entries.8.tie"));
+  CHECK(holds(entry_refusal("plan", Json::array()), "entries.8.plan"));
+  CHECK(holds(entry_refusal("plan", 3), "entries.8.plan is 3"));
+  CHECK(holds(entry_refusal("speed_up", 1), "'speed_up'"));
+  CHECK(holds(refusal([](Json& json) {
+                json["entries"]["8"]["plan"][0]["point"]["BLOCK_SIZE_M"] = 4294967360;
+              }),
+              "entries.8.plan.0.point.BLOCK_SIZE_M is 4294967360"));
+  CHECK(holds(refusal([](Json& json) { json["schema_version"] = 2; }), "schema_version is 2"));
+  CHECK(holds(refusal([](Json& json) { json["seed"] = -1; }), "seed is -1"));
+  CHECK(holds(refusal([](Json& json) { json["routing"] = "hot:0"; }), "hot:0"));
+  CHECK(holds(refusal([](Json& json) { json["identity"]["dtype"] = "int4"; }), "identity.dtype"));
+  CHECK(holds(refusal([](Json& json) { json["identity"]["top_k"] = 9; }), "top_k 9"));
+  CHECK(holds(refusal([](Json& json) { json["identity"]["hidden_size"] = 9223372036854775807; }),
+              "identity.hidden_size"));
+  CHECK(holds(refusal([](Json& json) { json["created"] = "yesterday"; }), "created"));
+}
+
+TEST_CASE("table: token counts that are no counts are refused") {
+  for (const char* key : {"0", "-8", "8x", "", " 8", "08", "1e3", "1.5", "99999999999999999999"}) {
+    CAPTURE(key);
+    const std::string message =
+        refusal([&](Json& json) { json["entries"][key] = json["entries"]["8"]; });
+    CHECK(holds(message, "entries"));
+  }
+  CHECK(refusal([](Json& json) { json["entries"]["99999999"] = json["entries"]["8"]; }) == "");
+}
+
+TEST_CASE("table: malformed and truncated JSON is refused with its line") {
+  const std::string text = table_text([](Json&) {});
+  CHECK(holds(refusal(text.substr(0, text.size() / 2)), "t.json:"));
+  std::string broken = text;
+  broken.replace(broken.find("\"seed\": 7"), 9, "\"seed\": 7x");
+  const auto line =
+      1 + std::count(broken.begin(), broken.begin() + static_cast<long>(broken.find("7x")), '\n');
+  CHECK(holds(refusal(broken), "t.json:" + std::to_string(line) + ":"));
+  for (const char* hostile : {"", "null", "[]", "{}", "3", "\"x\"", "{\"1\": NaN}", "\xff\xfe"}) {
+    CAPTURE(hostile);
+    CHECK(refusal(std::string(hostile)) != "");
+  }
+  CHECK(refusal(std::string(1 << 20, '[')) != "");
+}
+
+TEST_CASE("table: a key that occurs twice is refused, not dropped") {
+  std::string text = table_text([](Json&) {});
+  text.insert(text.find("\"8\": {"), "\"64\": 1, ");
+  CHECK(holds(refusal(text), "\"64\" occurs twice"));
+}
+
+TEST_CASE("table: numbers and objects beyond all measure are refused") {
+  std::string text = table_text([](Json&) {});
+  text.replace(text.find("\"seed\": 7"), 9, "\"seed\": 1e999");
+  CHECK(refusal(text) != "");
+  CHECK(holds(refusal([](Json& json) {
+                for (int i = 0; i < 5000; ++i) json["entries"][std::to_string(100 + i)] = 1;
+              }),
+              "more than 4096 members"));
+  const TemporaryDirectory directory;
+  std::ofstream(directory.file("huge.json")) << "{";
+  std::filesystem::resize_file(directory.file("huge.json"), std::uintmax_t{1} << 40);
+  CHECK_THROWS_WITH_AS(read_table(directory.file("huge.json")),
+                       doctest::Contains("too many for a table"), Error);
+}
+
+TEST_CASE("table: what is no file is refused") {
+  const TemporaryDirectory directory;
+  CHECK_THROWS_AS(read_table(directory.file("absent.json")), Error);
+  CHECK_THROWS_WITH_AS(read_table(directory.path()), doctest::Contains("not a regular file"),
+                       Error);
+  CHECK_THROWS_WITH_AS(read_table("/dev/zero"), doctest::Contains("not a regular file"), Error);
+}
+
+TEST_CASE("table: a vLLM table is recognised and the reason given") {
+  for (const auto& file :
+       std::filesystem::directory_iterator(MOETUNE_SOURCE_DIR "/tests/data/tables")) {
+    if (file.path().extension() != ".json") continue;
+    CAPTURE(file.path().string());
+    CHECK_THROWS_WITH_AS(read_table(file.path().string()),
+                         doctest::Contains("this is a vLLM/SGLang fused_moe table (18 token"),
+                         Error);
+  }
+  CHECK(holds(refusal(R"({"triton_version": "3.4", "64": {"BLOCK_SIZE_M": 16, "num_warps": 4}})"),
+              "vLLM/SGLang"));
+}
+
+TEST_CASE("write_table: merges with a table of the same identity") {
+  const TemporaryDirectory directory;
+  Table old = sample_table();
+  old.identity.driver = "570.1";
+  old.identity.shape.model = "custom";
+  write_table(directory.path(), old);
+  Table fresh = sample_table();
+  fresh.entries.erase(1);
+  fresh.entries.erase(8);
+  fresh.entries.at(64).timing.median_us = 80;
+  fresh.entries[128] = entry_at(fresh.identity, 128, 100);
+  const Table merged = read_table(write_table(directory.path(), fresh));
+  CHECK(merged.entries.size() == 4);
+  CHECK(merged.entries.at(64).timing.median_us == 80);
+  CHECK(merged.entries.at(1).timing.median_us == 21.5);
+  CHECK(merged.identity.driver == fresh.identity.driver);
+  CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 1);
+}
+
+TEST_CASE("write_table: stays incomplete until every entry of the interrupted search is replaced") {
+  const TemporaryDirectory directory;
+  Table interrupted = sample_table();
+  interrupted.complete = false;
+  write_table(directory.path(), interrupted);
+  Table part = sample_table();
+  part.entries.erase(1);
+  CHECK_FALSE(read_table(write_table(directory.path(), part)).complete);
+  CHECK(read_table(write_table(directory.path(), sample_table())).complete);
+}
+
+TEST_CASE("write_table: a table of another identity, or what is no table, is kept beside") {
+  const TemporaryDirectory directory;
+  const Table fresh = sample_table();
+  for (const auto& change : std::vector<std::function<void(Table&)>>{
+           [](Table& table) { table.identity.kernels_hash = "other"; },
+           [](Table& table) { table.identity.nvrtc = "12.8"; },
+           [](Table& table) { table.routing = parse_routing("hot:4"); }}) {
+    Table other = sample_table();
+    other.entries.erase(8);
+    change(other);
+    const std::string path = write_table(directory.path(), other);
+    const std::string kept = read_file(path);
+    std::filesystem::remove(path + ".bak-1");
+    std::ofstream(path) << kept;
+    write_table(directory.path(), fresh);
+    CHECK(read_file(path + ".bak-1") == kept);
+    CHECK(read_table(path).entries.size() == 3);
+    std::filesystem::remove(path);
+  }
+  const std::string path = directory.file(table_file_name(fresh.identity));
+  std::ofstream(path) << "{ torn";
+  write_table(directory.path(), fresh);
+  CHECK(read_file(path + ".bak-2") == "{ torn");
+}
+
+TEST_CASE("write_table: what a reader would refuse is not written") {
+  const TemporaryDirectory directory;
+  const std::string path = write_table(directory.path(), sample_table());
+  const std::string before = read_file(path);
+  Table bad = sample_table();
+  bad.entries.at(8).timing.median_us = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_WITH_AS(write_table(directory.path(), bad), doctest::Contains("entries.8.median_us"),
+                       Error);
+  bad.entries.at(8).timing.median_us = std::numeric_limits<double>::infinity();
+  CHECK_THROWS_AS(write_table(directory.path(), bad), Error);
+  CHECK(read_file(path) == before);
+}
+
+TEST_CASE("write_table: writers at the same time lose no entry") {
+  const TemporaryDirectory directory;
+  std::vector<std::thread> writers;
+  for (int i = 0; i < 8; ++i) {
+    writers.emplace_back([&, i] {
+      Table table = sample_table();
+      table.entries = {{100 + i, table.entries.at(8)}};
+      write_table(directory.path(), table);
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+  CHECK(read_table(directory.file(table_file_name(sample_table().identity))).entries.size() == 8);
+}
+
+TEST_CASE("write_table: a full disk is an error and the old table stays") {
+  const TemporaryDirectory directory;
+  const std::string path = write_table(directory.path(), sample_table());
+  const std::string before = read_file(path);
+  Table merged = sample_table();
+  merged.entries[128] = merged.entries.at(8);
+  Table other = sample_table();
+  other.identity.kernels_hash = "other";
+  for (const Table& table : {merged, other}) {
+    CHECK(fails_to_write_in_child(
+        [] {
+          std::signal(SIGXFSZ, SIG_IGN);
+          const rlimit limit{1000, 1000};
+          ::setrlimit(RLIMIT_FSIZE, &limit);
+        },
+        [&] { write_table(directory.path(), table); }));
+    CHECK(read_file(path) == before);
+    CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 1);
+  }
+}
+
+TEST_CASE("write_table: a directory that cannot be written is an error and the old table stays") {
+  const TemporaryDirectory directory;
+  const std::string path = write_table(directory.path(), sample_table());
+  const std::string before = read_file(path);
+  CHECK_THROWS_AS(write_table(path + "/below-a-file", sample_table()), Error);
+  ::chmod(directory.path().c_str(), 0555);
+  CHECK(fails_to_write_in_child(
+      [] {
+        if (::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(3);  // root writes anywhere
+      },
+      [&] { write_table(directory.path(), sample_table()); }));
+  ::chmod(directory.path().c_str(), 0755);
+  CHECK(read_file(path) == before);
+}
+
+TEST_CASE("look_up: exact, else nearest, the smaller of two as near, else fallback") {
+  const Table table = sample_table();  // 1, 8, 64
+  CHECK(look_up(table, 8).step == LookupStep::exact);
+  CHECK(look_up(table, 8).entry == &table.entries.at(8));
+  CHECK(look_up(table, 9).step == LookupStep::nearest);
+  CHECK(look_up(table, 9).num_tokens == 8);
+  CHECK(look_up(table, 36).num_tokens == 8);
+  CHECK(look_up(table, 37).num_tokens == 64);
+  CHECK(look_up(table, 100000).num_tokens == 64);
+  CHECK(look_up(table, 0).num_tokens == 1);
+  const Lookup none = look_up(Table{}, 8);
+  CHECK(none.step == LookupStep::fallback);
+  CHECK(none.entry == nullptr);
+}
+
+}  // namespace moetune

@@ -1,0 +1,294 @@
+#include "tune/session.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <future>
+#include <optional>
+#include <utility>
+
+#include "report/summary.hpp"
+#include "tune/finals.hpp"
+#include "tune/race.hpp"
+
+namespace moetune {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr double kFinalistBand = 1.10;
+constexpr std::size_t kLayerChoices = 3;  // of each GEMM, combined into layers
+constexpr double kLayerBand = 1.03;
+
+using Pair = std::array<Proposals, 2>;
+
+class Session {
+ public:
+  Session(Evaluator& evaluator, const Problem& problem, const SearchSettings& settings,
+          const std::string& table_dir, Journal& journal, const std::function<bool()>& stop,
+          SearchListener& listener, SearchResult& result)
+      : evaluator_(evaluator),
+        problem_(problem),
+        settings_(settings),
+        table_dir_(table_dir),
+        journal_(journal),
+        runner_(evaluator, journal, stop, listener),
+        listener_(listener),
+        result_(result) {}
+
+  void run();
+  void record_run();
+
+ private:
+  std::future<Pair> propose(std::size_t index) const;
+  std::vector<Trial> tune_stage(Proposals& proposals, Proposals* later, const Plan& reference);
+  std::optional<TableEntry> tune_layer(std::int64_t num_tokens, const Plan& reference,
+                                       bool may_stay,
+                                       const std::array<std::vector<Trial>, 2>& finals);
+  void record_stage(const Proposals& proposals, std::span<const Trial> finals,
+                    std::size_t num_trials);
+  std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
+
+  Evaluator& evaluator_;
+  const Problem& problem_;
+  const SearchSettings& settings_;
+  const std::string& table_dir_;
+  Journal& journal_;
+  Runner runner_;
+  SearchListener& listener_;
+  SearchResult& result_;
+  std::uint64_t num_looks_ = 0;               // what a budget of trials counts
+  std::uint64_t num_left_ = 0;                // token counts to go
+  std::array<std::vector<Plan>, 2> winners_;  // of the token count before
+};
+
+// The next token count's spaces are enumerated beside the measuring: it takes a good part of a
+// second a stage.
+std::future<Pair> Session::propose(std::size_t index) const {
+  if (index >= settings_.token_counts.size()) return {};
+  Problem problem = problem_;
+  problem.num_tokens = settings_.token_counts[index];
+  return std::async(std::launch::async, [this, problem, gpu = evaluator_.gpu()] {
+    return Pair{Proposals(settings_, gpu, problem, Stage::gemm1),
+                Proposals(settings_, gpu, problem, Stage::gemm2)};
+  });
+}
+
+void Session::run() {
+  std::future<Pair> next = propose(0);
+  for (std::size_t i = 0; i < settings_.token_counts.size(); ++i) {
+    const std::int64_t num_tokens = settings_.token_counts[i];
+    num_left_ = settings_.token_counts.size() - i;
+    Pair proposals = next.get();
+    next = propose(i + 1);
+    Problem problem = problem_;
+    problem.num_tokens = num_tokens;
+    const Plan reference = settings_.reference(evaluator_.gpu(), problem);
+    std::array<std::vector<Trial>, 2> finals;
+    finals[0] = tune_stage(proposals[0], &proposals[1], reference);
+    finals[1] = tune_stage(proposals[1], nullptr, reference);
+    const bool may_stay =
+        std::all_of(reference.steps.begin(), reference.steps.end(), [&](const Step& step) {
+          return proposals[step.op == to_string(Stage::gemm1) ? 0 : 1].allows(step);
+        });
+    const std::optional<TableEntry> entry = tune_layer(num_tokens, reference, may_stay, finals);
+    if (!entry) {
+      result_.missing.push_back(num_tokens);
+      listener_.note(
+          fmt::format("{} tokens: no point works, so the table has no entry; the "
+                      "journal says why ({})",
+                      num_tokens, journal_.path()));
+      continue;
+    }
+    result_.table.entries[num_tokens] = *entry;
+    result_.table.complete = num_left_ == 1 && result_.missing.empty();
+    journal_.sync();
+    result_.table_path = write_table(table_dir_, result_.table);
+    listener_.entry_chosen(num_tokens, *entry);
+  }
+}
+
+std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
+                                       const Plan& reference) {
+  const Stage stage = proposals.stage();
+  const std::int64_t num_tokens = proposals.num_tokens();
+  std::vector<Plan>& winners = winners_[stage == Stage::gemm1 ? 0 : 1];
+  const std::size_t first_trial = runner_.trials().size();
+  const std::uint64_t measured_before = num_measured();
+  std::uint64_t to_come = proposals.expected() * (2 * num_left_ - (later != nullptr ? 0 : 1));
+  if (settings_.budget.num_trials > 0) {
+    to_come = std::min(to_come, settings_.budget.num_trials - num_looks_);
+  }
+  listener_.stage_started(stage, num_tokens, first_trial + to_come);
+  for (const std::string& note : proposals.notes()) listener_.note(note);
+  listener_.points_rejected(proposals.rejected());
+  add_rejected(result_.rejected, proposals.rejected());
+
+  std::vector<Plan> seeds;
+  if (const Step* step = reference.find(to_string(stage))) seeds.push_back(Plan{{*step}});
+  for (const Plan& plan : winners)
+    if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
+  const Allowance allowance =
+      share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, stage == Stage::gemm2);
+  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later);
+  num_looks_ += trials.size();
+
+  // The reference is measured even where the settings exclude it (FP8 on): it cannot win then.
+  std::erase_if(trials,
+                [&](const Trial& trial) { return !proposals.allows(trial.plan.steps.front()); });
+  settle(trials, nullptr, settings_.variants);
+  std::vector<Plan> finalists;
+  for (const Trial& trial : pick(trials, settings_.num_finalists, kFinalistBand)) {
+    finalists.push_back(trial.plan);
+  }
+  std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens);
+  settle(finals, nullptr, settings_.variants);
+  winners.clear();
+  for (const Trial& trial : finals) winners.push_back(trial.plan);
+
+  const std::size_t num_trials = runner_.trials().size() - first_trial;
+  if (num_measured() > measured_before) record_stage(proposals, finals, num_trials);
+  if (settings_.strategy == "ablation") {
+    for (const Proposals::Searched& searched : proposals.searched()) {
+      if (!searched.first) continue;
+      const Step start{std::string(to_string(stage)), std::string(searched.variant->name()),
+                       *searched.first};
+      result_.sensitivities.push_back(
+          sensitivity(runner_.trials(), stage, num_tokens, searched.space, start));
+    }
+  }
+  return finals;
+}
+
+std::optional<TableEntry> Session::tune_layer(std::int64_t num_tokens, const Plan& reference,
+                                              bool may_stay,
+                                              const std::array<std::vector<Trial>, 2>& finals) {
+  std::vector<Plan> plans{reference};
+  for (const Trial& first : pick(finals[0], kLayerChoices, kLayerBand)) {
+    for (const Trial& second : pick(finals[1], kLayerChoices, kLayerBand)) {
+      Plan plan{{first.plan.steps.front(), second.plan.steps.front()}};
+      if (plan != reference) plans.push_back(std::move(plan));
+    }
+  }
+  const std::uint64_t measured_before = num_measured();
+  listener_.stage_started(Stage::layer, num_tokens, 0);
+  std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens);
+  TableEntry entry;
+  for (const Trial& trial : layers)
+    if (trial.plan == reference) entry.reference_us = trial.timing.median_us;
+  if (!may_stay) {
+    std::erase_if(layers, [&](const Trial& trial) { return trial.plan == reference; });
+  }
+  entry.tie = settle(layers, &reference, settings_.variants);
+  if (layers.empty()) return {};
+
+  const Trial& winner = layers.front();
+  entry.plan = winner.plan;
+  entry.timing = winner.timing;
+  entry.speedup = entry.reference_us / winner.timing.median_us;
+  entry.rel_err = winner.rel_err;
+  entry.registers = winner.registers;
+  entry.smem_bytes = winner.smem_bytes;
+  entry.source = winner.source;
+  if (num_measured() > measured_before) {
+    journal_.append(Json{{"record", "entry"},
+                         {"num_tokens", num_tokens},
+                         {"plan", entry.plan},
+                         {"median_us", entry.timing.median_us},
+                         {"reference_us", entry.reference_us},
+                         {"tie", entry.tie},
+                         {"source", to_string(entry.source)}});
+  }
+  return entry;
+}
+
+void Session::record_stage(const Proposals& proposals, std::span<const Trial> finals,
+                           std::size_t num_trials) {
+  Json rejected = Json::object();
+  for (const auto& [rule, of_rule] : proposals.rejected()) rejected[rule] = of_rule.count;
+  Json finalists = Json::array();
+  for (const Trial& trial : finals) {
+    finalists.push_back(Json{{"plan", trial.plan.key()}, {"median_us", trial.timing.median_us}});
+  }
+  journal_.append(Json{{"record", "stage"},
+                       {"num_tokens", proposals.num_tokens()},
+                       {"stage", to_string(proposals.stage())},
+                       {"num_points", proposals.num_points()},
+                       {"rejected", rejected},
+                       {"num_trials", num_trials},
+                       {"finalists", finalists}});
+}
+
+void Session::record_run() {
+  result_.trials = runner_.trials();
+  result_.num_resumed = runner_.num_resumed();
+  std::map<std::string, std::uint64_t> statuses, rejected;
+  for (const auto& [rule, of_rule] : result_.rejected) rejected[rule] += of_rule.count;
+  for (const Trial& trial : result_.trials) {
+    ++statuses[std::string(to_string(trial.status))];
+    if (trial.status == TrialStatus::rejected) ++rejected[trial.rule];
+  }
+  const auto measured = static_cast<double>(num_measured());
+  journal_.append(Json{{"record", "run"},
+                       {"interrupted", result_.interrupted},
+                       {"wall_s", result_.wall_s},
+                       {"busy_s", result_.busy_s},
+                       {"num_trials", result_.trials.size()},
+                       {"num_resumed", result_.num_resumed},
+                       {"trials_per_s", result_.wall_s > 0 ? measured / result_.wall_s : 0},
+                       {"status", statuses},
+                       {"rejected", rejected}});
+  journal_.sync();
+}
+
+}  // namespace
+
+Json journal_identity(const TableIdentity& identity, const Problem& problem,
+                      const SearchSettings& settings) {
+  const LayerShape& shape = identity.shape;
+  Json variants = Json::array();
+  for (const Variant* variant : settings.variants) variants.push_back(variant->name());
+  Json json{{"gpu", identity.gpu},
+            {"arch", identity.arch},
+            {"driver", identity.driver},
+            {"nvrtc", identity.nvrtc},
+            {"kernels_hash", identity.kernels_hash},
+            {"model", shape.model},
+            {"num_experts", shape.num_experts},
+            {"top_k", shape.top_k},
+            {"hidden_size", shape.hidden_size},
+            {"intermediate_size", shape.intermediate_size},
+            {"dtype", to_string(identity.dtype)},
+            {"routing", to_string(problem.routing)},
+            {"seed", problem.seed},
+            {"strategy", settings.strategy},
+            {"num_random", settings.num_random},
+            {"fp8", to_string(settings.fp8)},
+            {"variants", variants}};
+  if (settings.start) json["start"] = *settings.start;
+  return json;
+}
+
+SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSettings& settings,
+                    Table table, const std::string& table_dir, Journal& journal,
+                    const std::function<bool()>& stop, SearchListener& listener) {
+  SearchResult result;
+  result.table = std::move(table);
+  result.table.complete = false;
+  const auto began = std::chrono::steady_clock::now();
+  const double busy_before = evaluator.busy_s();
+  Session session(evaluator, problem, settings, table_dir, journal, stop, listener, result);
+  try {
+    session.run();
+  } catch (const Interrupted&) {
+    result.interrupted = true;
+  }
+  result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  result.busy_s = evaluator.busy_s() - busy_before;
+  session.record_run();
+  return result;
+}
+
+}  // namespace moetune

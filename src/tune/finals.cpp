@@ -1,0 +1,110 @@
+#include "tune/finals.hpp"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "report/summary.hpp"
+
+namespace moetune {
+namespace {
+
+constexpr double kSecondRound = 1.05;  // who is measured again after the first thorough round
+constexpr int kNumRounds = 2;
+
+bool is_faster(const Trial& a, const Trial& b) {
+  return a.timing.median_us < b.timing.median_us;
+}
+
+}  // namespace
+
+std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band) {
+  if (trials.empty()) return {};
+  const double best_us =
+      std::min_element(trials.begin(), trials.end(), is_faster)->timing.median_us;
+  std::vector<Trial> picked;
+  std::set<int> fp8_seen;
+  for (const Trial& trial : trials) {
+    const bool is_first = fp8_seen.insert(trial.plan.steps.front().point.value_or("FP8", 0)).second;
+    if (is_first || (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
+      picked.push_back(trial);
+    }
+  }
+  return picked;
+}
+
+std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
+                                 std::int64_t num_tokens) {
+  std::vector<std::vector<Trial>> rounds(plans.size());
+  std::vector<bool> goes_on(plans.size(), true);
+  for (int round = 1; round <= kNumRounds; ++round) {
+    double best_us = 0;
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      if (!goes_on[i]) continue;
+      const Trial trial = runner.run({stage, num_tokens, plans[i], 0, true}, round);
+      rounds[i].push_back(trial);
+      if (has_good_time(trial) && (best_us == 0 || trial.timing.median_us < best_us)) {
+        best_us = trial.timing.median_us;
+      }
+    }
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      goes_on[i] = goes_on[i] && has_good_time(rounds[i].back()) &&
+                   rounds[i].back().timing.median_us <= best_us * kSecondRound;
+    }
+  }
+  std::vector<Trial> merged;
+  for (const std::vector<Trial>& of_plan : rounds) {
+    if (!std::all_of(of_plan.begin(), of_plan.end(), has_good_time)) continue;
+    Trial sum = of_plan.front();
+    sum.timing = {};
+    const auto num = static_cast<double>(of_plan.size());
+    for (const Trial& trial : of_plan) {
+      sum.timing.median_us += trial.timing.median_us / num;
+      sum.timing.p10_us += trial.timing.p10_us / num;
+      sum.timing.p90_us += trial.timing.p90_us / num;
+      sum.timing.num_samples += trial.timing.num_samples;
+      sum.timing.num_discarded += trial.timing.num_discarded;
+      sum.rel_err = std::max(sum.rel_err, trial.rel_err);
+      sum.max_err = std::max(sum.max_err, trial.max_err);
+    }
+    merged.push_back(sum);
+  }
+  return merged;
+}
+
+bool is_tie(const Timing& timing, const Timing& best) {
+  if (timing.median_us <= best.median_us * 1.01) return true;
+  return timing.median_us <= best.median_us * 1.02 && timing.p10_us <= best.median_us &&
+         best.p90_us >= timing.median_us;
+}
+
+bool settle(std::vector<Trial>& trials, const Plan* pinned,
+            std::span<const Variant* const> variants) {
+  std::erase_if(trials, [](const Trial& trial) { return !has_good_time(trial); });
+  if (trials.empty()) return false;
+  std::stable_sort(trials.begin(), trials.end(), is_faster);
+  const Timing best = trials.front().timing;
+  const auto preference = [&](const Trial& trial) {
+    std::ptrdiff_t rank = 0;
+    for (const Step& step : trial.plan.steps) {
+      rank +=
+          std::find_if(variants.begin(), variants.end(),
+                       [&](const Variant* variant) { return variant->name() == step.variant; }) -
+          variants.begin();
+    }
+    const bool is_pinned = pinned != nullptr && trial.plan == *pinned;
+    return std::tuple(!is_pinned, rank, trial.smem_bytes, trial.registers, trial.plan.key());
+  };
+  auto winner = trials.begin();
+  bool tie = false;
+  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial) {
+    if (!is_tie(trial->timing, best)) continue;
+    tie = true;
+    if (preference(*trial) < preference(*winner)) winner = trial;
+  }
+  std::rotate(trials.begin(), winner, winner + 1);
+  return tie;
+}
+
+}  // namespace moetune

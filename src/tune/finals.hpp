@@ -1,0 +1,37 @@
+// Defensible winners: the best are measured again,
+// interleaved, and what is within noise goes to a fixed order of preference.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/trial.hpp"
+#include "kernels/variant.hpp"
+#include "tune/proposals.hpp"
+#include "tune/runner.hpp"
+
+namespace moetune {
+
+// The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, and
+// the first of each FP8 choice: what fp8 costs around a GEMM shows only in the whole layer.
+std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
+
+// Measures thoroughly, in rounds that are interleaved so that a drift of clocks hits all alike.
+// After the first round only what is within 5 % of the best goes on. Returns those that stayed ok
+// in every round, each with its rounds' times averaged.
+std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
+                                 std::int64_t num_tokens);
+
+// Whether a difference is within noise: medians within 1 %, or within 2 % and inside each other's
+// p10..p90.
+bool is_tie(const Timing& timing, const Timing& best);
+
+// Leaves the trials that have a full time, the winner first, the others by time. The winner is,
+// among those tied with the fastest, `pinned` (may be null), else by order of variants, less shared
+// memory, fewer registers, key. Returns whether another was tied.
+bool settle(std::vector<Trial>& trials, const Plan* pinned,
+            std::span<const Variant* const> variants);
+
+}  // namespace moetune

@@ -1,0 +1,109 @@
+#include "tune/proposals.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "report/summary.hpp"
+
+namespace moetune {
+namespace {
+
+// Asked of a strategy before it sees how the first of them did: all of a grid in practice, and a
+// bound on what a strategy without end may cost.
+constexpr std::size_t kWindow = 4096;
+
+}  // namespace
+
+Proposals::Proposals(const SearchSettings& settings, const Gpu& gpu, const Problem& problem,
+                     Stage stage)
+    : gpu_(gpu), problem_(problem), stage_(stage) {
+  for (const Variant* variant : settings.variants) {
+    Searched searched{variant, variant->space(gpu, problem, stage, settings.fp8), nullptr, {}};
+    add_rejected(rejected_, enumerate(searched.space).rejected);
+    searched.strategy = make_strategy(settings.strategy, searched.space,
+                                      {.count = settings.num_random,
+                                       .seed = problem.seed,
+                                       .start = start_point(settings, *variant, searched.space)});
+    if (std::string note = searched.strategy->note(); !note.empty()) {
+      notes_.push_back(fmt::format("{} {}, {} tokens: {}", variant->name(), to_string(stage),
+                                   problem.num_tokens, note));
+    }
+    searched_.push_back(std::move(searched));
+  }
+  refill();
+}
+
+std::optional<Point> Proposals::start_point(const SearchSettings& settings, const Variant& variant,
+                                            const SearchSpace& space) const {
+  if (settings.start_table) {
+    const TableEntry* entry = look_up(*settings.start_table, problem_.num_tokens).entry;
+    const Step* step = entry != nullptr ? entry->plan.find(to_string(stage_)) : nullptr;
+    if (step != nullptr && step->variant == variant.name()) return step->point;
+  }
+  if (!settings.start) return {};
+  Point point = space.reference();
+  for (const auto& [name, value] : settings.start->values()) {
+    if (space.find(name) != nullptr) {
+      point.set(name, value);
+      continue;
+    }
+    // A parameter of the other stage alone is no mistake: one start serves both.
+    const Stage other = stage_ == Stage::gemm1 ? Stage::gemm2 : Stage::gemm1;
+    if (variant.space(gpu_, problem_, other, settings.fp8).find(name) != nullptr) continue;
+    std::vector<std::string> names;
+    for (const Parameter& parameter : space.parameters) names.push_back(parameter.name);
+    const std::string near = nearest(name, names);
+    throw Error(ErrorKind::usage,
+                fmt::format("--start: the {} variant has no parameter {}{}", variant.name(), name,
+                            near.empty() ? "; `moe-tune space` lists them"
+                                         : fmt::format("; did you mean {}?", near)));
+  }
+  return point;
+}
+
+bool Proposals::refill() {
+  queue.clear();
+  num_prefetched = 0;
+  for (Searched& searched : searched_) {
+    for (std::size_t n = 0; n < kWindow; ++n) {
+      std::optional<Point> point = searched.strategy->next();
+      if (!point) break;
+      if (!searched.first) searched.first = point;
+      const double predicted_us = searched.variant->predict_us(gpu_, problem_, stage_, *point);
+      queue.push_back({searched.variant, searched.strategy.get(), *std::move(point), predicted_us});
+    }
+  }
+  std::stable_sort(queue.begin(), queue.end(), [](const Candidate& a, const Candidate& b) {
+    return a.predicted_us < b.predicted_us;
+  });
+  return !queue.empty();
+}
+
+Plan Proposals::plan(const Candidate& candidate) const {
+  return Plan{
+      {{std::string(to_string(stage_)), std::string(candidate.variant->name()), candidate.point}}};
+}
+
+bool Proposals::allows(const Step& step) const {
+  return std::any_of(searched_.begin(), searched_.end(), [&](const Searched& searched) {
+    return searched.variant->name() == step.variant && !searched.space.reject(step.point, true);
+  });
+}
+
+std::uint64_t Proposals::expected() const {
+  std::uint64_t sum = 0;
+  for (const Searched& searched : searched_) sum += searched.strategy->expected();
+  return sum;
+}
+
+std::uint64_t Proposals::num_points() const {
+  std::uint64_t sum = 0;
+  for (const Searched& searched : searched_) sum += searched.space.size();
+  return sum;
+}
+
+}  // namespace moetune

@@ -1,0 +1,82 @@
+// The points that a search tries for one stage at one token count, in the order it tries them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/variant.hpp"
+#include "search/legal_points.hpp"
+#include "search/strategy.hpp"
+#include "table/table.hpp"
+#include "tune/budget.hpp"
+
+namespace moetune {
+
+struct SearchSettings {
+  std::vector<const Variant*> variants;  // that support the GPU, in order of preference for ties
+  std::function<Plan(const Gpu&, const Problem&)> reference = reference_plan;
+  std::vector<std::int64_t> token_counts;  // ascending
+  std::string strategy = "grid";
+  std::uint64_t num_random = 0;      // random: points for each stage and token count
+  std::optional<Point> start;        // ablation: what it sets replaces the reference point's
+  std::optional<Table> start_table;  // ablation: its points are where to start
+  Fp8Mode fp8 = Fp8Mode::off;
+  Budget budget;
+  std::size_t num_finalists = 5;
+};
+
+struct Candidate {
+  const Variant* variant = nullptr;
+  Strategy* strategy = nullptr;
+  Point point;
+  double predicted_us = 0;
+};
+
+class Proposals {
+ public:
+  // Enumerates the spaces and makes the first refill. Throws Error(usage) for a start point that
+  // names an unknown parameter. `settings` must outlive this.
+  Proposals(const SearchSettings& settings, const Gpu& gpu, const Problem& problem, Stage stage);
+
+  // What comes next, best predicted first: racing then has a tight bound from the start, and a
+  // budget that runs out has seen what is likely best.
+  std::vector<Candidate> queue;
+  std::size_t num_prefetched = 0;  // how far into the queue compilation has been started
+  // Replaces the queue with what the strategies propose now; false when they are done.
+  bool refill();
+
+  Plan plan(const Candidate& candidate) const;
+  bool allows(const Step& step) const;  // a point of these spaces that breaks no rule
+  Stage stage() const { return stage_; }
+  std::int64_t num_tokens() const { return problem_.num_tokens; }
+  std::uint64_t expected() const;    // points that will be proposed in all, an estimate
+  std::uint64_t num_points() const;  // raw points of the spaces
+  const std::map<std::string, RejectedRule>& rejected() const { return rejected_; }
+  const std::vector<std::string>& notes() const { return notes_; }
+
+  struct Searched {
+    const Variant* variant = nullptr;
+    SearchSpace space;
+    std::unique_ptr<Strategy> strategy;
+    std::optional<Point> first;  // the first point proposed: where an ablation starts
+  };
+  const std::vector<Searched>& searched() const { return searched_; }
+
+ private:
+  std::optional<Point> start_point(const SearchSettings& settings, const Variant& variant,
+                                   const SearchSpace& space) const;
+
+  Gpu gpu_;
+  Problem problem_;
+  Stage stage_;
+  std::vector<Searched> searched_;
+  std::map<std::string, RejectedRule> rejected_;
+  std::vector<std::string> notes_;
+};
+
+}  // namespace moetune

@@ -1,0 +1,79 @@
+#include "tune/race.hpp"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "report/summary.hpp"
+
+namespace moetune {
+namespace {
+
+constexpr double kRaceBand = 1.25;   // a first look's noise is well below this
+constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the one that runs
+
+// Starts compiling up to kAhead candidates from `position` of the queue on, as far as the
+// allowance may reach, then the first of the later stage's.
+void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
+                   std::uint64_t num_allowed, Proposals* later) {
+  const auto top_up = [&runner](Proposals& of, std::size_t end) {
+    std::vector<Request> requests;
+    end = std::min(end, of.queue.size());
+    for (; of.num_prefetched < end; ++of.num_prefetched) {
+      requests.push_back({.stage = of.stage(),
+                          .num_tokens = of.num_tokens(),
+                          .plan = of.plan(of.queue[of.num_prefetched])});
+    }
+    runner.prefetch(requests);
+  };
+  const auto reach = static_cast<std::size_t>(std::min<std::uint64_t>(kAhead, num_allowed));
+  top_up(proposals, position + reach);
+  const std::size_t waiting =
+      proposals.num_prefetched - std::min(proposals.num_prefetched, position);
+  if (later != nullptr && waiting < reach) top_up(*later, reach - waiting);
+}
+
+}  // namespace
+
+std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Plan> seeds,
+                        const Allowance& allowance, Proposals* later) {
+  std::vector<Trial> trials;
+  std::map<std::string, std::size_t> seen;
+  double best_us = 0;
+  const auto request = [&](const Plan& plan) {
+    return Request{proposals.stage(), proposals.num_tokens(), plan, best_us * kRaceBand, false};
+  };
+  const auto look = [&](const Plan& plan) {
+    seen.emplace(plan.key(), trials.size());
+    trials.push_back(runner.run(request(plan), 0));
+    const Trial& trial = trials.back();
+    if (has_good_time(trial) && (best_us == 0 || trial.timing.median_us < best_us)) {
+      best_us = trial.timing.median_us;
+    }
+  };
+
+  std::vector<Request> first;
+  for (const Plan& plan : seeds) first.push_back(request(plan));
+  runner.prefetch(first);
+  compile_ahead(runner, proposals, 0, allowance.num_trials, later);
+  for (const Plan& plan : seeds)
+    if (!seen.contains(plan.key())) look(plan);
+
+  do {
+    for (std::size_t i = 0; i < proposals.queue.size(); ++i) {
+      const Candidate& candidate = proposals.queue[i];
+      const Plan plan = proposals.plan(candidate);
+      if (!seen.contains(plan.key())) {
+        const bool spent =
+            trials.size() >= allowance.num_trials || runner.elapsed_s() >= allowance.until_s;
+        if (spent && !runner.is_known(request(plan), 0)) return trials;
+        compile_ahead(runner, proposals, i, allowance.num_trials - trials.size(), later);
+        look(plan);
+      }
+      candidate.strategy->observe(candidate.point, trials[seen.at(plan.key())]);
+    }
+  } while (proposals.refill());
+  return trials;
+}
+
+}  // namespace moetune

@@ -1,0 +1,21 @@
+// The first looks at a stage's candidates: losers stop early.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/trial.hpp"
+#include "tune/budget.hpp"
+#include "tune/proposals.hpp"
+#include "tune/runner.hpp"
+
+namespace moetune {
+
+// Looks at every candidate until the allowance is spent; what is clearly slower than the best so
+// far is not timed at length. `seeds` come first, whatever the allowance: one-step plans that set
+// the bound, such as the winners of the token count before. While this stage's last candidates
+// run, those of `later` (may be null) are compiled.
+std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Plan> seeds,
+                        const Allowance& allowance, Proposals* later);
+
+}  // namespace moetune

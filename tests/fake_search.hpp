@@ -1,0 +1,129 @@
+// A kernel variant and an evaluator that a session can search without a compiler or a GPU.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/variant.hpp"
+#include "tune/session.hpp"
+
+namespace moetune::fake {
+
+class FakeVariant final : public Variant {
+ public:
+  std::string_view name() const override { return "fake"; }
+  std::string_view help() const override { return "for tests"; }
+  bool supports(const Gpu&, Dtype) const override { return true; }
+  SearchSpace space(const Gpu&, const Problem&, Stage, Fp8Mode fp8) const override {
+    SearchSpace space;
+    space.parameters = {{"BLOCK_SIZE_M", {16, 32, 64, 128, 256}, 64, ""},
+                        {"BLOCK_SIZE_N", {32, 64, 128, 256}, 64, ""},
+                        {"FP8", fp8 == Fp8Mode::both ? std::vector{0, 1} : std::vector{0}, 0, ""}};
+    space.constraints = {{"too_big", [](const Point& point) -> std::optional<std::string> {
+                            if (point.at("BLOCK_SIZE_M") * point.at("BLOCK_SIZE_N") <= 8192) {
+                              return {};
+                            }
+                            return "more than 8192";
+                          }}};
+    return space;
+  }
+  KernelSource source(const Gpu&, const Problem&, Stage, const Point&) const override { return {}; }
+  int smem_bytes(const Problem&, Stage, const Point&) const override { return 0; }
+  int num_threads(const Point&) const override { return 128; }
+  double predict_us(const Gpu&, const Problem&, Stage, const Point& point) const override {
+    return point.at("BLOCK_SIZE_N");  // deliberately not what is measured
+  }
+};
+
+inline Plan reference(const Gpu&, const Problem&) {
+  const Point point({{"BLOCK_SIZE_M", 64}, {"BLOCK_SIZE_N", 64}, {"FP8", 0}});
+  return Plan{{{"gemm1", "fake", point}, {"gemm2", "fake", point}}};
+}
+
+// Best at BLOCK_SIZE_M near the token count and BLOCK_SIZE_N 128 (gemm1) or 32 (gemm2).
+inline double step_us(const Step& step, std::int64_t num_tokens) {
+  const double wanted_n = step.op == "gemm1" ? 128 : 32;
+  const double wanted_m = std::clamp(static_cast<double>(num_tokens), 16.0, 256.0);
+  const double m = std::abs(std::log2(step.point.at("BLOCK_SIZE_M") / wanted_m));
+  const double n = std::abs(std::log2(step.point.at("BLOCK_SIZE_N") / wanted_n));
+  return 100 + 10 * m + 7 * n - 20 * step.point.at("FP8");
+}
+
+class FakeEvaluator final : public Evaluator {
+ public:
+  FakeEvaluator() {
+    gpu_.name = "NVIDIA Fake";
+    gpu_.cc_major = 9;
+  }
+  const Gpu& gpu() const override { return gpu_; }
+  std::string nvrtc_version() const override { return "13.0"; }
+  void prefetch(std::span<const Request> requests) override { num_prefetched += requests.size(); }
+  Trial evaluate(const Request& request) override {
+    requests.push_back(request);
+    usleep(static_cast<useconds_t>(sleep_us));
+    Trial trial;
+    trial.smem_bytes = 1024;
+    trial.registers = 64;
+    trial.rel_err = 0.001;
+    for (const Step& step : request.plan.steps) {
+      trial.timing.median_us += step_us(step, request.num_tokens);
+      if (step.point.at("FP8") == 1) trial.rel_err = 0.02;
+    }
+    trial.timing.num_samples = request.thorough ? 20 : 3;
+    if (request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us) {
+      trial.screened_out = true;
+    }
+    if (alter) alter(request, trial);
+    trial.timing.p10_us = trial.timing.median_us * 0.999;
+    trial.timing.p90_us = trial.timing.median_us * 1.001;
+    return trial;
+  }
+  double busy_s() const override { return 0.001 * static_cast<double>(requests.size()); }
+
+  std::vector<Request> requests;
+  std::size_t num_prefetched = 0;
+  int sleep_us = 0;
+  std::function<void(const Request&, Trial&)> alter;
+
+ private:
+  Gpu gpu_;
+};
+
+// A search with fakes in a folder of its own.
+struct FakeSearch {
+  FakeSearch() {
+    std::string name = (std::filesystem::temp_directory_path() / "moetune_XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp");
+    folder = name;
+    settings.variants = {&variant};
+    settings.reference = reference;
+    settings.token_counts = {16, 32, 64};
+    problem.shape = {"custom", 8, 2, 256, 512};
+    problem.num_tokens = 64;
+    table.identity = {"NVIDIA Fake", "sm_90a", "", "13.0", "0123", problem.shape, problem.dtype};
+  }
+  ~FakeSearch() { std::filesystem::remove_all(folder); }
+  std::string journal_path() const { return folder + "/results/journal.jsonl"; }
+  SearchResult run(
+      FakeEvaluator& evaluator, bool resume = false,
+      const std::function<bool()>& stop = [] { return false; }) {
+    Journal journal(journal_path(), journal_identity(table.identity, problem, settings), "test",
+                    resume);
+    SearchListener nobody;
+    return search(evaluator, problem, settings, table, folder + "/tables", journal, stop, nobody);
+  }
+
+  std::string folder;
+  FakeVariant variant;
+  SearchSettings settings;
+  Problem problem;
+  Table table;
+};
+
+}  // namespace moetune::fake

@@ -1,0 +1,314 @@
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <map>
+#include <set>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "tests/fake_search.hpp"
+
+using namespace moetune;
+using namespace moetune::fake;
+
+namespace {
+
+int point_of(const TableEntry& entry, const char* op, const char* parameter) {
+  return entry.plan.find(op)->point.at(parameter);
+}
+
+nlohmann::ordered_json entries_of(const std::string& path) {
+  return nlohmann::ordered_json::parse(read_file(path)).at("entries");
+}
+
+int count(const std::vector<Request>& requests, Stage stage, std::int64_t num_tokens,
+          bool thorough) {
+  return static_cast<int>(
+      std::count_if(requests.begin(), requests.end(), [&](const Request& request) {
+        return request.stage == stage && request.num_tokens == num_tokens &&
+               request.thorough == thorough;
+      }));
+}
+
+std::vector<nlohmann::ordered_json> records(const std::string& path, const std::string& kind) {
+  std::vector<nlohmann::ordered_json> found;
+  std::istringstream lines(read_file(path));
+  for (std::string line; std::getline(lines, line);) {
+    auto json = nlohmann::ordered_json::parse(line);
+    if (json.at("record") == kind) found.push_back(std::move(json));
+  }
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("search: every token count gets the best layer, and its time beside the reference's") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.table.complete);
+  CHECK(result.missing.empty());
+  REQUIRE(result.table.entries.size() == 3);
+  for (const auto& [num_tokens, entry] : result.table.entries) {
+    CHECK(point_of(entry, "gemm1", "BLOCK_SIZE_M") == num_tokens);
+    CHECK(point_of(entry, "gemm1", "BLOCK_SIZE_N") == 128);
+    CHECK(point_of(entry, "gemm2", "BLOCK_SIZE_N") == 32);
+    CHECK(entry.timing.median_us == doctest::Approx(200));
+    CHECK(entry.speedup == doctest::Approx(entry.reference_us / 200));
+    CHECK(entry.speedup > 1);
+    CHECK(entry.timing.num_samples >= 40);
+  }
+  CHECK(entries_of(result.table_path).size() == 3);
+}
+
+TEST_CASE("search: a grid looks at every legal point of each stage and token count once") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  // 20 points, of which (64|128|256)x256, (128|256)x128 and 256x64 exceed 8192.
+  for (const std::int64_t num_tokens : fake.settings.token_counts) {
+    CHECK(count(evaluator.requests, Stage::gemm1, num_tokens, false) == 14);
+    CHECK(count(evaluator.requests, Stage::gemm2, num_tokens, false) == 14);
+  }
+  CHECK(result.rejected.at("too_big").count == 6 * 2 * 3);
+  CHECK(evaluator.num_prefetched >= 14 * 2 * 3);
+}
+
+TEST_CASE("search: the winners of one token count are the first tried at the next") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16, 17};
+  FakeEvaluator evaluator;
+  fake.run(evaluator);
+  const auto first = std::find_if(evaluator.requests.begin(), evaluator.requests.end(),
+                                  [](const Request& r) { return r.num_tokens == 17; });
+  REQUIRE(first != evaluator.requests.end());
+  CHECK(first->plan.steps[0] == reference({}, {}).steps[0]);
+  CHECK(first->stop_above_us == 0);
+  CHECK((first + 1)->plan.steps[0].point.at("BLOCK_SIZE_M") == 16);
+  CHECK((first + 2)->stop_above_us ==
+        doctest::Approx(1.25 * step_us((first + 1)->plan.steps[0], 17)));
+}
+
+TEST_CASE("search: what is slower than the reference is not chosen, nor what is within noise") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  const Plan pinned = reference({}, {});
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (request.stage != Stage::layer) return;
+    trial.timing.median_us = request.plan == pinned ? 200 : 199;
+  };
+  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
+  CHECK(entry.plan == pinned);
+  CHECK(entry.tie);
+  CHECK(entry.speedup == doctest::Approx(1));
+}
+
+TEST_CASE("search: within noise less shared memory wins, and the entry says that it is a tie") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    if (request.stage == Stage::layer) return;
+    const Point& point = request.plan.steps[0].point;
+    const bool is_lean = point.at("BLOCK_SIZE_M") == 32 && point.at("BLOCK_SIZE_N") == 32;
+    trial.smem_bytes = is_lean ? 512 : 2048;
+    trial.timing.median_us = is_lean ? 60.3 : point.at("BLOCK_SIZE_M") == 16 ? 60 : 100;
+    trial.screened_out = false;
+  };
+  const SearchResult result = fake.run(evaluator);
+  const auto stages = records(fake.journal_path(), "stage");
+  REQUIRE(stages.size() == 2);
+  CHECK(stages[0].at("finalists")[0].at("plan") ==
+        "gemm1:fake:BLOCK_SIZE_M=32,BLOCK_SIZE_N=32,FP8=0");
+}
+
+TEST_CASE("search: points that fail are data and never win") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    for (const Step& step : request.plan.steps) {
+      if (step.point.at("BLOCK_SIZE_M") == 16) {
+        trial.status = TrialStatus::wrong_result;
+        trial.timing.median_us = 1;
+      }
+    }
+  };
+  const SearchResult result = fake.run(evaluator);
+  CHECK(point_of(result.table.entries.at(16), "gemm1", "BLOCK_SIZE_M") == 32);
+  CHECK(records(fake.journal_path(), "run").at(0).at("status").at("wrong_result") == 8);
+}
+
+TEST_CASE("search: where nothing works there is no entry and the table is incomplete") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    if (request.num_tokens == 32) trial.status = TrialStatus::launch_failed;
+  };
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.missing == std::vector<std::int64_t>{32});
+  CHECK_FALSE(result.table.complete);
+  CHECK(result.table.entries.size() == 2);
+}
+
+TEST_CASE("search: --fp8 both measures layers of both kinds and takes the faster") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  fake.settings.fp8 = Fp8Mode::both;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  const TableEntry& entry = result.table.entries.at(16);
+  CHECK(point_of(entry, "gemm1", "FP8") == 1);
+  CHECK(entry.rel_err == doctest::Approx(0.02));
+  std::set<int> kinds;
+  for (const Request& request : evaluator.requests)
+    if (request.stage == Stage::layer) kinds.insert(request.plan.steps[0].point.at("FP8"));
+  CHECK(kinds.size() == 2);
+}
+
+TEST_CASE("search: a budget of trials is shared, so that no token count is left out") {
+  FakeSearch fake;
+  fake.settings.budget.num_trials = 30;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.table.complete);
+  int looks = 0;
+  for (const std::int64_t num_tokens : fake.settings.token_counts) {
+    for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
+      const int num = count(evaluator.requests, stage, num_tokens, false);
+      CHECK(num >= 4);
+      CHECK(num <= 7);
+      looks += num;
+    }
+  }
+  CHECK(looks <= 30);
+}
+
+TEST_CASE("search: a budget of time that is spent still leaves every token count an entry") {
+  FakeSearch fake;
+  fake.settings.budget.seconds = 1e-6;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.table.entries.size() == 3);
+  CHECK(count(evaluator.requests, Stage::gemm1, 16, false) == 1);
+}
+
+TEST_CASE("search: ablation starts where it is told and reports each parameter's effect") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  fake.settings.strategy = "ablation";
+  fake.settings.start = Point({{"BLOCK_SIZE_M", 16}});
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  REQUIRE(result.sensitivities.size() == 2);
+  CHECK(result.sensitivities[0].start.point.at("BLOCK_SIZE_M") == 16);
+  CHECK(result.sensitivities[0].start.point.at("BLOCK_SIZE_N") == 64);
+  CHECK(result.sensitivities[0].parameters.size() == 3);
+  fake.settings.start = Point({{"BLOCK_SIZE_Q", 16}});
+  CHECK_THROWS_WITH_AS(fake.run(evaluator), doctest::Contains("BLOCK_SIZE_Q"), Error);
+}
+
+TEST_CASE(
+    "search: stopped, it keeps what is known; resumed, it repeats nothing and ends the same") {
+  FakeSearch whole;
+  FakeEvaluator all;
+  const SearchResult expected = whole.run(all);
+  const auto wanted = entries_of(expected.table_path);
+
+  for (const std::size_t at : {0, 5, 40, 60, 100}) {
+    CAPTURE(at);
+    FakeSearch fake;
+    FakeEvaluator first;
+    const SearchResult stopped =
+        fake.run(first, false, [&] { return first.requests.size() >= at; });
+    CHECK(stopped.interrupted);
+    CHECK_FALSE(stopped.table.complete);
+    CHECK(first.requests.size() == at);
+    for (const auto& [num_tokens, entry] : stopped.table.entries) {
+      CHECK(entry.plan == expected.table.entries.at(num_tokens).plan);
+    }
+    FakeEvaluator rest;
+    const SearchResult resumed = fake.run(rest, true);
+    CHECK(rest.requests.size() == all.requests.size() - at);
+    CHECK(resumed.num_resumed == at);
+    CHECK(resumed.table.complete);
+    CHECK(entries_of(resumed.table_path) == wanted);
+  }
+}
+
+TEST_CASE("search: killed at any moment, --resume repeats at most one trial and ends the same") {
+  FakeSearch whole;
+  FakeEvaluator all;
+  const auto wanted = entries_of(whole.run(all).table_path);
+  for (const int delay_ms : {5, 20, 60}) {
+    CAPTURE(delay_ms);
+    FakeSearch fake;
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      FakeEvaluator slow;
+      slow.sleep_us = 500;
+      fake.run(slow);
+      _exit(0);
+    }
+    usleep(static_cast<useconds_t>(delay_ms) * 1000);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    FakeEvaluator rest;
+    const SearchResult resumed = fake.run(rest, true);
+    CHECK(rest.requests.size() + resumed.num_resumed == all.requests.size());
+    CHECK(resumed.table.complete);
+    CHECK(entries_of(resumed.table_path) == wanted);
+  }
+}
+
+TEST_CASE("search: a full disk ends it with one error; journal and table stay readable") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old{};
+  getrlimit(RLIMIT_FSIZE, &old);
+  const rlimit small{24000, old.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  ErrorKind kind = ErrorKind::failed;
+  try {
+    fake.run(evaluator);
+  } catch (const Error& error) {
+    kind = error.kind();
+  }
+  setrlimit(RLIMIT_FSIZE, &old);
+  CHECK(kind == ErrorKind::io);
+  CHECK(read_journal(fake.journal_path()).warnings.empty());
+  const std::string table = fake.folder + "/tables/" + table_file_name(fake.table.identity);
+  CHECK_FALSE(read_table(table).entries.empty());
+  CHECK_FALSE(read_table(table).complete);
+  FakeEvaluator rest;
+  CHECK(fake.run(rest, true).table.complete);
+}
+
+TEST_CASE("search: the journal ends with what the run came to") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  fake.run(evaluator);
+  const auto runs = records(fake.journal_path(), "run");
+  REQUIRE(runs.size() == 1);
+  CHECK(runs[0].at("num_trials") == evaluator.requests.size());
+  CHECK(runs[0].at("rejected").at("too_big") == 36);
+  CHECK(runs[0].at("status").at("ok") == evaluator.requests.size());
+  CHECK(records(fake.journal_path(), "stage").size() == 6);
+  CHECK(records(fake.journal_path(), "entry").size() == 3);
+}
+
+TEST_CASE("budget: counts and times are read, nonsense is refused") {
+  CHECK(parse_budget("500").num_trials == 500);
+  CHECK(parse_budget("500").seconds == 0);
+  CHECK(parse_budget("10m").seconds == 600);
+  CHECK(parse_budget("1.5h").seconds == 5400);
+  for (const char* text : {"", "0", "-3", "10x", "m", "1.5", "nan", "1e300"}) {
+    CAPTURE(text);
+    CHECK_THROWS_AS(parse_budget(text), Error);
+  }
+}

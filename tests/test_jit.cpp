@@ -313,6 +313,8 @@ TEST_CASE("cache: a directory that cannot be written costs one warning and nothi
     Compiler removed("sm_80", folder.path / "cache", 1, kFiles);
     fs::remove(folder.path / "cache");
     for (int threads : {32, 64, 96}) CHECK(removed.get(fill(threads))->ok());
+    CHECK(removed.stats().not_stored == 3);
+    CHECK(removed.stats().compiled == 3);
   }
   spdlog::set_default_logger(previous);
   const std::string text = diagnostics.str();

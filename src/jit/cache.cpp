@@ -98,12 +98,14 @@ std::optional<Cubin> Cache::find(const std::string& key) const {
   return std::nullopt;
 }
 
-void Cache::store(const std::string& key, const Cubin& cubin) {
-  if (!writable_) return;
+bool Cache::store(const std::string& key, const Cubin& cubin) {
+  if (!writable_) return directory_.empty();
   try {
     write_file_atomically(path(key), encode(key, cubin));
+    return true;
   } catch (const Error& error) {
     give_up_writing(error.what());
+    return false;
   }
 }
 

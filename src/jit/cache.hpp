@@ -25,7 +25,8 @@ class Cache {
 
   // Nothing when the entry is absent, torn or altered.
   std::optional<Cubin> find(const std::string& key) const;
-  void store(const std::string& key, const Cubin& cubin);
+  // False when there is a directory and the entry is not in it.
+  bool store(const std::string& key, const Cubin& cubin);
 
  private:
   void give_up_writing(const std::string& reason);

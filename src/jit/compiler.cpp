@@ -79,7 +79,10 @@ struct Compiler::Impl {
     const std::string key = cache_key(source, arch, files);
     if (auto cached = cache.find(key)) return *std::move(cached);
     Cubin cubin = compile(source, arch, files);
-    if (cubin.ok()) cache.store(key, cubin);
+    if (cubin.ok() && !cache.store(key, cubin)) {
+      const std::lock_guard lock(mutex);
+      ++stats.not_stored;
+    }
     return cubin;
   }
 

@@ -64,6 +64,7 @@ class Compiler {
   std::shared_ptr<const Cubin> get(const KernelSource& source);
   struct Stats {
     int compiled = 0, cache_hits = 0, failed = 0;
+    int not_stored = 0;    // of the compiled: the cache directory did not take them
     double compile_s = 0;  // summed over threads
   };
   Stats stats() const;

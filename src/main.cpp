@@ -21,8 +21,7 @@
 namespace moetune {
 namespace {
 
-constexpr const char* kFooter = R"(
-Examples:
+constexpr const char* kFooter = R"(Examples:
   moe-tune search --grid --model mixtral-8x7b --dtype bf16
   moe-tune search --random 200 --model deepseek-v3 --tp 8 --dtype fp8_block --tokens 1,64,1024
   moe-tune validate configs/tuned/NVIDIA_H200/*.json

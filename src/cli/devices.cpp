@@ -66,7 +66,7 @@ void add_devices(CLI::App& app, Run& run) {
   CLI::App* command =
       app.add_subcommand("devices", "List GPUs: those here, and those known for offline use");
   command->footer(
-      "\nExample:\n  moe-tune devices --json\n\nRates are achievable ones: measured for the H200, "
+      "Example:\n  moe-tune devices --json\n\nRates are achievable ones: measured for the H200, "
       "scaled from data sheets for the others.");
   CLI::Option* json = command->add_flag("--json")->description("Print JSON");
   command->callback([&run, json] {

@@ -35,7 +35,7 @@ std::string models_text() {
 void add_models(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("models", "List the shipped models and their shapes");
   command->footer(
-      "\nExample:\n  moe-tune models --json\n\nOther models: --model PATH with a Hugging Face "
+      "Example:\n  moe-tune models --json\n\nOther models: --model PATH with a Hugging Face "
       "config.json, or --shape E,K,H,I.");
   CLI::Option* json = command->add_flag("--json")->description("Print JSON");
   command->callback([&run, json] {

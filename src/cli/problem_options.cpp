@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
 
 #include "core/error.hpp"
 #include "core/models.hpp"
@@ -29,26 +28,37 @@ Error no_such_gpu(const std::string& text, const std::vector<Gpu>& present) {
 
 }  // namespace
 
+CLI::Validator integer_from(std::int64_t least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= least) return "";
+    return fmt::format("'{}' is not an integer of at least {} below 2^63", text, least);
+  };
+  return CLI::Validator(check, "");
+}
+
 void ProblemOptions::add_to(CLI::App& command) {
   const std::string group = "Layer";
-  auto* model_option =
-      command
-          .add_option("--model", model,
-                      "Shipped name, model file, or Hugging Face config.json or its folder")
-          ->group(group);
+  command
+      .add_option("--model", model,
+                  "Shipped name, model file, or Hugging Face config.json or its folder")
+      ->group(group);
   command
       .add_option("--shape", shape,
                   "Experts, experts a token, hidden size, intermediate size, instead of --model")
       ->type_name("E,K,H,I")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->excludes(model_option)
+      ->check(integer_from(1))
       ->group(group);
   command.add_option("--tp", tp, "GPUs that share each expert: divides I")
       ->capture_default_str()
+      ->check(integer_from(1))
       ->group(group);
   command.add_option("--ep", ep, "GPUs that share the experts: divides E")
       ->capture_default_str()
+      ->check(integer_from(1))
       ->group(group);
   command.add_option("--dtype", dtype, "bf16, fp8_block or fp8_tensor")
       ->capture_default_str()
@@ -58,12 +68,15 @@ void ProblemOptions::add_to(CLI::App& command) {
       ->group(group);
   command.add_option("--seed", seed, "Of inputs, routings and random choices")
       ->capture_default_str()
+      ->check(integer_from(0))
       ->group(group);
 }
 
 Problem ProblemOptions::make(std::int64_t num_tokens) const {
   Problem problem;
   if (!shape.empty()) {
+    if (!model.empty())
+      throw Error(ErrorKind::usage, "--model and --shape both name the layer: leave one out");
     if (shape.size() != 4) {
       throw Error(ErrorKind::usage,
                   fmt::format("--shape takes four sizes E,K,H,I, not {}", shape.size()));
@@ -131,7 +144,7 @@ CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& coun
       ->type_name("T,...")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{std::numeric_limits<std::int32_t>::max()}));
+      ->check(integer_from(1));
 }
 
 }  // namespace moetune

@@ -11,6 +11,9 @@
 
 namespace moetune {
 
+// For Option::check. CLI11's own put their range into the help and take -1 for an unsigned number.
+CLI::Validator integer_from(std::int64_t least);
+
 struct ProblemOptions {
   std::string model;                // --model NAME|PATH
   std::vector<std::int64_t> shape;  // --shape E,K,H,I
@@ -35,7 +38,7 @@ DeviceChoice choose_device(const std::string& text);
 // --tokens 1,2,4...; the default grid that tables cover.
 const std::vector<std::int64_t>& default_token_counts();
 // Adds --tokens T,...: fills `counts` (its present value is the default), sorted, without repeats,
-// each from 1 to 2^31 - 1. `counts` must outlive parsing.
+// each at least 1. `counts` must outlive parsing.
 CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& counts);
 
 }  // namespace moetune

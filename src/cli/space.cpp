@@ -105,12 +105,13 @@ void add_space(CLI::App& app, Run& run) {
   CLI::App* command =
       app.add_subcommand("space", "Show a search space: parameters, rules, legal points");
   command->footer(
-      "\nExample:\n  moe-tune space --model qwen3-30b-a3b --dtype fp8_block --tokens 64 --stage "
+      "Example:\n  moe-tune space --model qwen3-30b-a3b --dtype fp8_block --tokens 64 --stage "
       "gemm1\n\nThe reference column is the point that speedups are measured against.");
   auto options = std::make_shared<SpaceOptions>();
   options->problem.add_to(*command);
   command->add_option("--tokens", options->num_tokens, "Tokens in the batch")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(integer_from(1));
   command->add_option("--stage", options->stage, "gemm1 or gemm2; both when left out");
   command->add_option("--fp8", options->fp8,
                       "off, on or both; when left out, what --dtype implies");

@@ -21,7 +21,7 @@ struct LegalPoints {
   std::uint64_t num_rejected() const;
 };
 
-// Tries every raw point once: about a microsecond and the constraints' own time for each.
+// Tries every raw point once: a microsecond or two for each, mostly the constraints.
 LegalPoints enumerate(const SearchSpace& space);
 
 // Reorders `points` into a permutation drawn uniformly from `seed`; the same on every machine.

@@ -164,12 +164,13 @@ TEST_CASE("summary text: a measured search") {
   const std::vector<Trial> trials = {timed(Stage::gemm1, 1, point(64), 20),
                                      timed(Stage::gemm1, 1, point(16), 8),
                                      bad(TrialStatus::compile_failed, point(32), "", "no such op")};
-  CHECK(
-      summary_text(summarise(table, trials, reference(), {})) ==
-      R"(tokens  gemm1         gemm2             layer us  reference us  speedup  rel_err  source    note
-     1  portable M16  portable M32 FP8      50.0         100.0    2.00x  0.00310  measured
-    64  portable M16  portable M32 FP8     100.0          50.0    0.50x  0.00310  measured  tie
-M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K, FUSED: FUSE_SWIGLU; left out: G1, O0, SK1 and switches that are off
+  CHECK(summary_text(summarise(table, trials, reference(), {})) ==
+        R"(tokens  gemm1  gemm2    layer us  reference us  speedup  rel_err  source    note
+     1  M16    M32 FP8      50.0         100.0    2.00x  0.00310  measured
+    64  M16    M32 FP8     100.0          50.0    0.50x  0.00310  measured  tie
+M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,
+FUSED: FUSE_SWIGLU; left out: G1, O0, SK1 and switches that are off
+kernel variant: portable
 tie: another plan's time was within noise of this one's
 
 against the reference point: gemm1 portable M64, gemm2 portable M64
@@ -185,6 +186,17 @@ failed
 count  reason          for example
     1  compile_failed  no such op
 )");
+}
+
+TEST_CASE("summary text: plans of several kernel variants name theirs") {
+  Table table;
+  table.entries[1] = entry(50, 100);
+  table.entries[2] = entry(50, 100);
+  table.entries[2].plan.steps[0].variant = "wgmma";
+  const std::string text = summary_text(summarise(table, {}, reference(), {}));
+  CHECK(text.find("     1  portable M16  portable M32 FP8  ") != std::string::npos);
+  CHECK(text.find("     2  wgmma M16     portable M32 FP8  ") != std::string::npos);
+  CHECK(text.find("kernel variant:") == std::string::npos);
 }
 
 TEST_CASE("summary text: recorded and predicted times say so beside the time and in a footnote") {

@@ -28,16 +28,26 @@ constexpr std::array<Short, 10> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"FUSE_SWIGLU", "FUSED", 0},
                                            {"FP8", "FP8", 0}}};
 constexpr std::string_view kLegend =
-    "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K, "
+    "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,\n"
     "FUSED: FUSE_SWIGLU; left out: G1, O0, SK1 and switches that are off\n";
 
-std::string step_text(const Plan& plan, std::string_view op) {
+std::string step_text(const Plan& plan, std::string_view op, bool with_variant) {
   const Step* step = plan.find(op);
   if (step == nullptr) return "-";
-  return step->variant + ' ' + compact(step->point);
+  return (with_variant ? step->variant + ' ' : "") + compact(step->point);
+}
+
+std::set<std::string> variants_of(const Table& table) {
+  std::set<std::string> names;
+  for (const auto& [num_tokens, entry] : table.entries) {
+    for (const Step& step : entry.plan.steps) names.insert(step.variant);
+  }
+  return names;
 }
 
 std::string layer_table(const Table& table) {
+  const auto variants = variants_of(table);
+  const bool mixed = variants.size() > 1;
   const bool any_tie =
       std::ranges::any_of(table.entries, [](const auto& e) { return e.second.tie; });
   std::vector<std::string> headings = {"tokens",       "<gemm1",  "<gemm2",  "layer us",
@@ -45,14 +55,17 @@ std::string layer_table(const Table& table) {
   if (any_tie) headings.push_back("<note");
   TextTable text(headings);
   for (const auto& [num_tokens, entry] : table.entries) {
-    text.add({fmt::format("{}", num_tokens), step_text(entry.plan, "gemm1"),
-              step_text(entry.plan, "gemm2"), time_text(entry.timing.median_us, entry.source),
+    text.add({fmt::format("{}", num_tokens), step_text(entry.plan, "gemm1", mixed),
+              step_text(entry.plan, "gemm2", mixed),
+              time_text(entry.timing.median_us, entry.source),
               time_text(entry.reference_us, entry.source), speedup_text(entry.speedup),
               fmt::format("{:.5f}", entry.rel_err), std::string(to_string(entry.source)),
               entry.tie ? "tie" : ""});
   }
-  return text.text() + std::string(kLegend) +
-         (any_tie ? "tie: another plan's time was within noise of this one's\n" : "");
+  std::string notes(kLegend);
+  if (variants.size() == 1) notes += fmt::format("kernel variant: {}\n", *variants.begin());
+  if (any_tie) notes += "tie: another plan's time was within noise of this one's\n";
+  return text.text() + notes;
 }
 
 std::set<Source> layer_sources(const Table& table) {
@@ -95,7 +108,8 @@ std::string stats_table(const SearchSummary& summary) {
   return fmt::format(
              "against the reference point: gemm1 {}, gemm2 {}\n"
              "avg_speedup: geometric mean over token counts; win_rate: share of them above 1x\n",
-             step_text(summary.reference, "gemm1"), step_text(summary.reference, "gemm2")) +
+             step_text(summary.reference, "gemm1", true),
+             step_text(summary.reference, "gemm2", true)) +
          table.text();
 }
 

@@ -51,12 +51,13 @@ void behave(const std::string& how) {
 
 class FakeEvaluator : public Evaluator {
  public:
-  explicit FakeEvaluator(const EvaluatorOptions& options) {
+  FakeEvaluator(int ordinal, const Problem& problem, const EvaluatorOptions& options) {
     gpu_.name = std::to_string(getpid());
     gpu_.cc_major = 9;
     gpu_.smem_per_block = 232448;
     gpu_.read_gbps = 4100.5;
-    gpu_.driver = options.cache_dir;
+    // What open() was told, for the parent to compare.
+    gpu_.driver = encode_open(ordinal, problem, options).dump();
   }
   const Gpu& gpu() const override { return gpu_; }
   std::string nvrtc_version() const override { return "13.0"; }
@@ -86,9 +87,10 @@ class FakeEvaluator : public Evaluator {
   int num_prefetched_ = 0;
 };
 
-std::unique_ptr<Evaluator> make(int, const Problem& problem, const EvaluatorOptions& options) {
+std::unique_ptr<Evaluator> make(int ordinal, const Problem& problem,
+                                const EvaluatorOptions& options) {
   behave(problem.shape.model);
-  return std::make_unique<FakeEvaluator>(options);
+  return std::make_unique<FakeEvaluator>(ordinal, problem, options);
 }
 
 int be_parent(const std::string& program) {

@@ -47,9 +47,7 @@ Problem problem(const std::string& model = "custom") {
 }
 
 WorkerEvaluator make_worker(const WorkerLimits& limits = {}) {
-  EvaluatorOptions options;
-  options.cache_dir = "a cache";
-  return WorkerEvaluator(MOETUNE_FAKE_WORKER, 0, problem(), options, limits);
+  return WorkerEvaluator(MOETUNE_FAKE_WORKER, 0, problem(), {}, limits);
 }
 
 Error open_error(const std::string& model, double open_s = 30) {
@@ -69,7 +67,6 @@ TEST_CASE("worker: a trial crosses the process boundary whole") {
   auto worker = make_worker();
   CHECK(worker.gpu().smem_per_block == 232448);
   CHECK(worker.gpu().read_gbps == 4100.5);
-  CHECK(worker.gpu().driver == "a cache");
   CHECK(worker.gpu().name != std::to_string(getpid()));
   CHECK(worker.nvrtc_version() == "13.0");
 
@@ -86,6 +83,16 @@ TEST_CASE("worker: a trial crosses the process boundary whole") {
   CHECK(trial.screened_out);
   CHECK(trial.reason == "bytes \xEF\xBF\xBD of a driver");
   CHECK(worker.busy_s() == 0.5);
+}
+
+TEST_CASE("worker: the child opens what the parent was asked to open") {
+  Problem asked = problem();
+  asked.dtype = Dtype::fp8_tensor;
+  asked.seed = 18446744073709551615u;
+  const EvaluatorOptions options{"a cache", "records", 3, 5, true};
+  const WorkerEvaluator worker(MOETUNE_FAKE_WORKER, 2, asked, options);
+  CHECK(worker.gpu().driver == encode_open(2, asked, options).dump());
+  CHECK(worker.gpu().driver != encode_open(2, problem(), options).dump());
 }
 
 TEST_CASE("worker: prefetch reaches the child without an answer, and its errors are no loss") {

@@ -56,6 +56,7 @@ Opening decode_open(const ordered_json& json) {
   json.at("num_threads").get_to(opening.options.num_threads);
   json.at("num_routings").get_to(opening.options.num_routings);
   json.at("with_fp8").get_to(opening.options.with_fp8);
+  json.at("with_fp8").get_to(opening.options.with_fp8);
   return opening;
 }
 
@@ -178,6 +179,8 @@ Gpu decode_gpu(const ordered_json& json) {
 }
 
 ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOptions& options) {
+  // Named one by one, so that a new option does not compile until it is sent, too.
+  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8] = options;
   return {{"ordinal", ordinal},
           {"model", problem.shape.model},
           {"num_experts", problem.shape.num_experts},
@@ -188,10 +191,10 @@ ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOpt
           {"num_tokens", problem.num_tokens},
           {"routing", to_string(problem.routing)},
           {"seed", problem.seed},
-          {"cache_dir", options.cache_dir},
-          {"records_dir", options.records_dir},
-          {"num_threads", options.num_threads},
-          {"num_routings", options.num_routings},
+          {"cache_dir", cache_dir},
+          {"records_dir", records_dir},
+          {"num_threads", num_threads},
+          {"num_routings", num_routings},
           {"with_fp8", options.with_fp8}};
 }
 

@@ -166,9 +166,10 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   });
   rule("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
-    if (p.at("BLOCK_SIZE_M") > 64 && p.at("BLOCK_SIZE_M") >= 4.0 * rows) {
-      return fmt::format("{} rows a tile for {:.1f} rows an expert: mostly padding",
-                         p.at("BLOCK_SIZE_M"), rows);
+    const int m = p.at("BLOCK_SIZE_M");
+    if (m > 16 && m / 2 >= 4 * rows) {
+      return fmt::format("{} rows a tile for {:.1f} rows an expert: half the tile would do", m,
+                         rows);
     }
     return {};
   });

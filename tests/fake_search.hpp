@@ -106,7 +106,10 @@ struct FakeSearch {
     settings.token_counts = {16, 32, 64};
     problem.shape = {"custom", 8, 2, 256, 512};
     problem.num_tokens = 64;
-    table.identity = {"NVIDIA Fake", "sm_90a", "", "13.0", "0123", problem.shape, problem.dtype};
+    table.created = "2026-01-31T09:30:00Z";
+    table.command = "moe-tune search";
+    table.identity = {"NVIDIA Fake",        "sm_90a",      "",           "13.0",
+                      std::string(32, '0'), problem.shape, problem.dtype};
   }
   ~FakeSearch() { std::filesystem::remove_all(folder); }
   std::string journal_path() const { return folder + "/results/journal.jsonl"; }

@@ -289,6 +289,16 @@ TEST_CASE("search: a full disk ends it with one error; journal and table stay re
   CHECK(fake.run(rest, true).table.complete);
 }
 
+TEST_CASE("search: tuning some token counts of a complete table again leaves it complete") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  fake.run(evaluator);
+  fake.settings.token_counts = {16, 32};
+  const Table table = read_table(fake.run(evaluator).table_path);
+  CHECK(table.complete);
+  CHECK(table.entries.size() == 3);
+}
+
 TEST_CASE("search: the journal ends with what the run came to") {
   FakeSearch fake;
   FakeEvaluator evaluator;

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <filesystem>
 #include <future>
 #include <optional>
 #include <utility>
 
+#include "core/error.hpp"
 #include "report/summary.hpp"
 #include "tune/finals.hpp"
 #include "tune/race.hpp"
@@ -36,13 +38,16 @@ class Session {
         journal_(journal),
         runner_(evaluator, journal, stop, listener),
         listener_(listener),
-        result_(result) {}
+        result_(result),
+        was_complete_(is_complete_on_disk()) {}
 
   void run();
   void record_run();
 
  private:
   std::future<Pair> propose(std::size_t index) const;
+  void write();
+  bool is_complete_on_disk() const;
   std::vector<Trial> tune_stage(Proposals& proposals, Proposals* later, const Plan& reference);
   std::optional<TableEntry> tune_layer(std::int64_t num_tokens, const Plan& reference,
                                        bool may_stay,
@@ -59,6 +64,7 @@ class Session {
   Runner runner_;
   SearchListener& listener_;
   SearchResult& result_;
+  bool was_complete_;
   std::uint64_t num_looks_ = 0;               // what a budget of trials counts
   std::uint64_t num_left_ = 0;                // token counts to go
   std::array<std::vector<Plan>, 2> winners_;  // of the token count before
@@ -104,9 +110,30 @@ void Session::run() {
     }
     result_.table.entries[num_tokens] = *entry;
     result_.table.complete = num_left_ == 1 && result_.missing.empty();
-    journal_.sync();
-    result_.table_path = write_table(table_dir_, result_.table);
+    write();
     listener_.entry_chosen(num_tokens, *entry);
+  }
+}
+
+// Until its last token count a search marks the table incomplete, which a merge then keeps. Where
+// the table was complete before, its other entries are as good as they were: the last write takes
+// them as its own.
+void Session::write() {
+  journal_.sync();
+  Table table = result_.table;
+  if (table.complete && was_complete_ && !result_.table_path.empty()) {
+    const Table merged = read_table(result_.table_path);
+    table.entries.insert(merged.entries.begin(), merged.entries.end());
+  }
+  result_.table_path = write_table(table_dir_, table);
+}
+
+bool Session::is_complete_on_disk() const {
+  const auto path = std::filesystem::path(table_dir_) / table_file_name(result_.table.identity);
+  try {
+    return std::filesystem::exists(path) && read_table(path.string()).complete;
+  } catch (const Error&) {
+    return false;  // no table of ours: write_table sets it aside
   }
 }
 

@@ -55,14 +55,54 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], const
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-__device__ __forceinline__ void mma_e4m3(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-#if __CUDA_ARCH__ >= 890
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// e4m3 operands as the matrix unit takes them. sm_89 and sm_120 multiply e4m3 themselves. sm_90 and
+// sm_100 do so only through wgmma and tcgen05, so there operands are widened to f16, which is
+// exact: two mma of k = 16 whose k indices are the even and the odd byte pairs of both operands.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int kFp8Words = 2;
+#else
+constexpr int kFp8Words = 1;
 #endif
+template <int kRegisters>
+struct Fp8Fragment {
+  u32 r[kFp8Words][kRegisters];
+};
+template <int kRegisters>
+__device__ __forceinline__ void unpack_fp8(const u32 (&packed)[kRegisters],
+                                           Fp8Fragment<kRegisters>& fragment) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i) {
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}\n"
+        : "=r"(fragment.r[0][i]), "=r"(fragment.r[1][i])
+        : "r"(packed[i]));
+#else
+    fragment.r[0][i] = packed[i];
+#endif
+  }
+}
+// D[16,8] += A[16,32] B[32,8].
+__device__ __forceinline__ void mma_fp8(float (&d)[4], const Fp8Fragment<4>& a,
+                                        const Fp8Fragment<2>& b) {
+#pragma unroll
+  for (int i = 0; i < kFp8Words; ++i) {
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.r[i][0]), "r"(a.r[i][1]), "r"(a.r[i][2]), "r"(a.r[i][3]), "r"(b.r[i][0]),
+          "r"(b.r[i][1]));
+#elif __CUDA_ARCH__ >= 890
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.r[i][0]), "r"(a.r[i][1]), "r"(a.r[i][2]), "r"(a.r[i][3]), "r"(b.r[i][0]),
+          "r"(b.r[i][1]));
+#endif
+  }
 }
 
 // Programmatic dependent launch (sm_90 and later; nothing before). After the wait, everything the

@@ -137,6 +137,35 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   constexpr int kScaleBlocks = weight_scale_blocks(C);
   constexpr int kScalesPerGroup = C.block_m + kScaleBlocks;
 
+  // Block scales: item i of a group is row i's scale, or after the rows a weight block's.
+  constexpr int kScaleLoads = kBlockScales ? (kScalesPerGroup + kThreads - 1) / kThreads : 1;
+  const float* scale_source[kScaleLoads];
+  bool scale_valid[kScaleLoads];
+  if constexpr (kBlockScales) {
+#pragma unroll
+    for (int i = 0; i < kScaleLoads; ++i) {
+      const int item = thread + i * kThreads;
+      scale_source[i] = p.a_scale;
+      scale_valid[i] = false;
+      if (item < C.block_m) {
+        const int slot = tile_slots[item];
+        scale_valid[i] = slot >= 0;
+        if (slot >= 0) scale_source[i] += static_cast<i64>(slot / C.top_k) * kScaleColumns;
+      } else if (item < kScalesPerGroup) {
+        constexpr int kHalves = kFused ? 2 : 1;
+        const int block_index = item - C.block_m;
+        const int column = column0 + block_index / kHalves * kScaleGroup;
+        const int row = (kFused ? block_index % 2 : 0) * kOutColumns + column;
+        scale_valid[i] = column < kOutColumns;
+        if (scale_valid[i]) {
+          scale_source[i] = p.w_scale + (static_cast<i64>(expert) * (C.size_n / kScaleGroup) +
+                                         row / kScaleGroup) *
+                                            kScaleColumns;
+        }
+      }
+    }
+  }
+
   const u32 smem_base = smem_address(smem);
   const u32 store_a = load_row * kRowBytes + swizzle<kChunks>(load_row, load_chunk) * 16;
 
@@ -164,30 +193,16 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
     }
     if constexpr (kBlockScales) {
       const u32 scales = b_stage + C.block_n * kRowBytes;
-      for (int i = thread; i < kScaleGroups * kScalesPerGroup; i += kThreads) {
-        const int group = i / kScalesPerGroup;
-        const int r = i % kScalesPerGroup;
-        const int column = k / kScaleGroup + group;
-        bool valid = column < kScaleColumns;
-        const float* source = p.a_scale;
-        if (r < C.block_m) {
-          const int slot = tile_slots[r];
-          valid = valid && slot >= 0;
-          if (valid) source += static_cast<i64>(slot / C.top_k) * kScaleColumns + column;
-        } else {
-          const int block_index = r - C.block_m;
-          constexpr int kHalves = kFused ? 2 : 1;
-          const int half = kFused ? block_index % 2 : 0;
-          const int row = half * kOutColumns + column0 + block_index / kHalves * kScaleGroup;
-          valid = valid && column0 + block_index / kHalves * kScaleGroup < kOutColumns;
-          source = p.w_scale;
-          if (valid) {
-            source += (static_cast<i64>(expert) * (C.size_n / kScaleGroup) + row / kScaleGroup) *
-                          kScaleColumns +
-                      column;
-          }
+#pragma unroll
+      for (int i = 0; i < kScaleLoads; ++i) {
+        const int item = thread + i * kThreads;
+        if (item >= kScalesPerGroup) break;
+#pragma unroll
+        for (int group = 0; group < kScaleGroups; ++group) {
+          const int column = k / kScaleGroup + group;
+          cp_async_4(scales + (group * kScalesPerGroup + item) * 4, scale_source[i] + column,
+                     scale_valid[i] && (kScaleGroups == 1 || column < kScaleColumns));
         }
-        cp_async_4(scales + i * 4, source, valid);
       }
     }
   };
@@ -216,6 +231,12 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
                     swizzle<kChunks>(b_lane_row, k32 * 2 + lane / 8 % 2) * 16);
   };
 
+  const auto b_fragment_k64 = [&](u32 stage, int n, int k32, u32(&r)[4]) {
+    const int row = warp_n * (kNTiles * 8) + lane % 8;
+    ldmatrix_x4(r, stage + C.block_m * kRowBytes + (row + n * 8) * kRowBytes +
+                       swizzle<kChunks>(row, k32 * 2 + lane / 8) * 16);
+  };
+
   // Plain accumulation: bf16, and e4m3 whose scales are applied at the end.
   const auto compute_plain = [&](u32 stage) {
 #pragma unroll
@@ -228,55 +249,73 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 #pragma unroll
         for (int n = 0; n < kNTiles; ++n) b_fragment(stage, n, k32, b[n]);
       }
+      if constexpr (C.fp8) {
+        Fp8Fragment<2> b_wide[kNTiles];
 #pragma unroll
-      for (int m = 0; m < kMTiles; ++m) {
-        u32 a[4];
-        a_fragment(stage, m, k32, a);
+        for (int n = 0; n < kNTiles; ++n) unpack_fp8(b[n], b_wide[n]);
 #pragma unroll
-        for (int n = 0; n < kNTiles; ++n) {
-          if constexpr (C.fp8) {
-            mma_e4m3(acc[m][n], a, b[n]);
-          } else {
-            mma_bf16(acc[m][n], a, b[n]);
-          }
+        for (int m = 0; m < kMTiles; ++m) {
+          u32 a[4];
+          Fp8Fragment<4> a_wide;
+          a_fragment(stage, m, k32, a);
+          unpack_fp8(a, a_wide);
+#pragma unroll
+          for (int n = 0; n < kNTiles; ++n) mma_fp8(acc[m][n], a_wide, b_wide[n]);
+        }
+      } else {
+#pragma unroll
+        for (int m = 0; m < kMTiles; ++m) {
+          u32 a[4];
+          a_fragment(stage, m, k32, a);
+#pragma unroll
+          for (int n = 0; n < kNTiles; ++n) mma_bf16(acc[m][n], a, b[n]);
         }
       }
     }
   };
 
-  // Two-level accumulation: 128 of K into a temporary, then scaled into the accumulators.
+  // Two-level accumulation: 128 of K into a temporary, then scaled into the accumulators. Row
+  // tiles are outermost: only one's operands are held, at the price of reading B again.
   const auto compute_scaled = [&](u32 stage, const float* scales) {
     constexpr int kSteps = (kRowBytes < kScaleGroup ? kRowBytes : kScaleGroup) / 32;
 #pragma unroll
     for (int group = 0; group < kScaleGroups; ++group) {
       const float* const a_scales = scales + group * kScalesPerGroup;
       const float* const w_scales = a_scales + C.block_m;
-      u32 a[kMTiles][kSteps][4];
-      float row_scale[kMTiles][2];
 #pragma unroll
       for (int m = 0; m < kMTiles; ++m) {
+        Fp8Fragment<4> a[kSteps];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) a_fragment(stage, m, group * kSteps + k, a[m][k]);
+        for (int k = 0; k < kSteps; ++k) {
+          u32 packed[4];
+          a_fragment(stage, m, group * kSteps + k, packed);
+          unpack_fp8(packed, a[k]);
+        }
         const int r = warp_m * (kMTiles * 16) + m * 16 + lane / 4;
-        row_scale[m][0] = a_scales[r];
-        row_scale[m][1] = a_scales[r + 8];
-      }
+        const float row_low = a_scales[r];
+        const float row_high = a_scales[r + 8];
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
-        u32 b[kSteps][2];
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) b_fragment(stage, n, group * kSteps + k, b[k]);
-        const int tile_row = warp_n * (kNTiles * 8) + n * 8;
-        const int scale_block = kFused ? tile_row / 16 * 8 / kScaleGroup * 2 + tile_row / 8 % 2
-                                       : tile_row / kScaleGroup;
-        const float w_scale = w_scales[scale_block];
-#pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
+        for (int n = 0; n < kNTiles; ++n) {
           float sum[4] = {};
 #pragma unroll
-          for (int k = 0; k < kSteps; ++k) mma_e4m3(sum, a[m][k], b[k]);
-          const float low = row_scale[m][0] * w_scale;
-          const float high = row_scale[m][1] * w_scale;
+          for (int k = 0; k < kSteps; k += 2) {
+            // Two K steps in one ldmatrix: chunks 0..3 of the 64 bytes.
+            u32 packed[4];
+            b_fragment_k64(stage, n, group * kSteps + k, packed);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const u32 pair[2] = {packed[2 * i], packed[2 * i + 1]};
+              Fp8Fragment<2> b;
+              unpack_fp8(pair, b);
+              mma_fp8(sum, a[k + i], b);
+            }
+          }
+          const int tile_row = warp_n * (kNTiles * 8) + n * 8;
+          const int scale_block = kFused ? tile_row / 16 * 8 / kScaleGroup * 2 + tile_row / 8 % 2
+                                         : tile_row / kScaleGroup;
+          const float w_scale = w_scales[scale_block];
+          const float low = row_low * w_scale;
+          const float high = row_high * w_scale;
           acc[m][n][0] += low * sum[0];
           acc[m][n][1] += low * sum[1];
           acc[m][n][2] += high * sum[2];

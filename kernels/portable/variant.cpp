@@ -128,8 +128,10 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   });
   rule("accumulators", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
-    // 65,536 registers an SM, 255 a thread; operands and addresses take about 80.
-    const int limit = std::min(128, 65536 / moetune::num_threads(c) - 48);
+    // 65,536 registers an SM, 255 a thread; operands and addresses take about 80, and the
+    // temporaries and widened operands of block scales as much again.
+    const int limit =
+        std::min(c.scales == Scales::block ? 64 : 128, 65536 / moetune::num_threads(c) - 48);
     if (accumulators(c) > limit) {
       return fmt::format("{} accumulators a thread, at most {} fit the register file",
                          accumulators(c), limit);

@@ -76,7 +76,6 @@ std::vector<KernelSource> stage_sources(const Variant& variant, const Gpu& gpu, 
   return sources;
 }
 
-// The GEMM kernels, empty where no variant runs the dtype.
 std::vector<KernelSource> gemm_sources(const Gpu& gpu, const CompileOptions& options) {
   std::vector<KernelSource> sources;
   for (const auto& variant : variants()) {
@@ -201,16 +200,26 @@ int compile_kernels(const CompileOptions& options) {
     if (std::none_of(gpus.begin(), gpus.end(), same)) gpus.push_back(gpu);
   }
 
+  const auto runs = [&](const Gpu& gpu) {
+    return std::any_of(variants().begin(), variants().end(),
+                       [&](const auto& variant) { return variant->supports(gpu, problem.dtype); });
+  };
+  if (std::none_of(gpus.begin(), gpus.end(), runs)) {
+    throw Error(ErrorKind::usage,
+                fmt::format("no kernel runs {} on {}; use --dtype bf16 or a later architecture",
+                            to_string(problem.dtype), fmt::join(options.archs, ", ")));
+  }
+
   std::vector<ArchResult> results;
   int failed = 0;
   int uncached = 0;
   for (const Gpu& gpu : gpus) {
-    std::vector<KernelSource> sources = gemm_sources(gpu, options);
-    if (sources.empty()) {
+    if (!runs(gpu)) {
       spdlog::info("{}: no kernel runs {} there", arch_name(gpu), to_string(problem.dtype));
       results.emplace_back().arch = arch_name(gpu);
       continue;
     }
+    std::vector<KernelSource> sources = gemm_sources(gpu, options);
     const std::size_t num_gemms = sources.size();
     for (KernelSource& source : support_sources(gpu, problem)) {
       sources.push_back(std::move(source));

@@ -74,7 +74,8 @@ class OfflineEvaluator : public Evaluator {
     std::vector<double> ratios;
     for (const auto& [key, record] : records_.at(stage, num_tokens)) {
       try {
-        ratios.push_back(record.timing.median_us / predict_us(stage, problem, record.plan));
+        ratios.push_back(record.trial.timing.median_us /
+                         predict_us(stage, problem, record.trial.plan));
       } catch (const Error&) {
         // A plan of kernels that are no more says nothing about today's.
       }

@@ -48,34 +48,27 @@ void Records::read(const std::string& path, const Gpu& gpu, const Problem& probl
     JournalContents journal = read_journal(path);
     if (!journal.header.is_object() || !fits(journal.header.at("identity"), gpu, problem)) return;
     for (const std::string& warning : journal.warnings) spdlog::warn("{}", warning);
-    // Looks that were stopped early first, and later rounds last: the last one stays.
-    const auto care = [](const JournalTrial& known) {
-      return std::pair(!known.trial.screened_out, known.round);
-    };
-    std::stable_sort(journal.trials.begin(), journal.trials.end(),
-                     [&](const auto& a, const auto& b) { return care(a) < care(b); });
-    for (JournalTrial& known : journal.trials) {
-      Trial& trial = known.trial;
+    for (const auto& [trial, round, elapsed_s] : journal.trials) {
       if (trial.status != TrialStatus::ok || trial.source != Source::measured) continue;
-      auto& plans = trials_[{trial.stage, trial.num_tokens}];
-      const auto [old, is_new] = plans.try_emplace(trial.plan.key(), trial);
-      if (!is_new && trial.screened_out <= old->second.screened_out) old->second = std::move(trial);
+      const Record record{{!trial.screened_out, round}, trial};
+      Record& known = records_[{trial.stage, trial.num_tokens}][trial.plan.key()];
+      if (record.care >= known.care) known = record;
     }
   } catch (const Error& error) {
     spdlog::warn("records: skipped: {}", error.what());
   }
 }
 
-const std::map<std::string, Trial>& Records::at(Stage stage, std::int64_t num_tokens) const {
-  static const std::map<std::string, Trial> kNone;
-  const auto found = trials_.find({stage, num_tokens});
-  return found == trials_.end() ? kNone : found->second;
+const std::map<std::string, Record>& Records::at(Stage stage, std::int64_t num_tokens) const {
+  static const std::map<std::string, Record> kNone;
+  const auto found = records_.find({stage, num_tokens});
+  return found == records_.end() ? kNone : found->second;
 }
 
 const Trial* Records::find(Stage stage, std::int64_t num_tokens, const Plan& plan) const {
   const auto& plans = at(stage, num_tokens);
   const auto found = plans.find(plan.key());
-  return found == plans.end() ? nullptr : &found->second;
+  return found == plans.end() ? nullptr : &found->second.trial;
 }
 
 }  // namespace moetune

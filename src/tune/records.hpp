@@ -12,6 +12,13 @@
 
 namespace moetune {
 
+struct Record {
+  // Of several records of a plan the greatest counts: a look that was stopped early gives way to a
+  // whole one, an early round to a later one.
+  std::pair<bool, int> care;
+  Trial trial;
+};
+
 class Records {
  public:
   // Reads every journal (*.jsonl) below DIR/<file_name(gpu)> whose GPU, layer shape, dtype and
@@ -19,15 +26,15 @@ class Records {
   // lines. No such directory: no records.
   Records(const std::string& dir, const Gpu& gpu, const Problem& problem);
 
-  // The measurements of one stage at one token count, by Plan::key(); the most careful of each.
-  const std::map<std::string, Trial>& at(Stage stage, std::int64_t num_tokens) const;
+  // The measurements of one stage at one token count, by Plan::key().
+  const std::map<std::string, Record>& at(Stage stage, std::int64_t num_tokens) const;
   // Null when the plan was not measured.
   const Trial* find(Stage stage, std::int64_t num_tokens, const Plan& plan) const;
 
  private:
   void read(const std::string& path, const Gpu& gpu, const Problem& problem);
 
-  std::map<std::pair<Stage, std::int64_t>, std::map<std::string, Trial>> trials_;
+  std::map<std::pair<Stage, std::int64_t>, std::map<std::string, Record>> records_;
 };
 
 }  // namespace moetune

@@ -1,0 +1,248 @@
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/bench_plans.hpp"
+#include "cli/cache_dir.hpp"
+#include "cli/command.hpp"
+#include "cli/outputs.hpp"
+#include "cli/problem_options.hpp"
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "report/bench_record.hpp"
+#include "report/bench_report.hpp"
+#include "report/summary.hpp"
+#include "tune/evaluator.hpp"
+#include "tune/worker_evaluator.hpp"
+
+namespace moetune {
+namespace {
+
+struct BenchOptions {
+  ProblemOptions problem;  // its model is a comma-separated list
+  PlanOptions plans;
+  std::vector<std::int64_t> token_counts = default_token_counts();
+  std::string device = "auto";
+  std::string compare;
+  std::string out;
+  std::string commit;
+  std::string records_dir = "results";
+  std::string cache_dir = default_cache_dir();
+  int num_jobs = 0;
+  bool json = false;
+};
+
+// One model and what is to be timed of it.
+struct Layer {
+  std::string name;  // with its shard
+  Problem problem;   // at the largest token count
+  std::vector<ChosenPlan> plans;
+};
+
+std::vector<Layer> choose_layers(const BenchOptions& options, const Gpu& gpu) {
+  std::vector<Layer> layers;
+  const std::string& list = options.problem.model;
+  for (std::size_t at = 0; at <= list.size();) {
+    const std::size_t end = std::min(list.find(',', at), list.size());
+    ProblemOptions one = options.problem;
+    one.model = list.substr(at, end - at);
+    at = end + 1;
+    Layer layer;
+    layer.problem = one.make(options.token_counts.back());
+    layer.name = one.shape.empty() ? layer.problem.shape.model
+                                   : fmt::format("custom-{}", fmt::join(one.shape, "-"));
+    if (one.tp > 1) layer.name += fmt::format("-tp{}", one.tp);
+    if (one.ep > 1) layer.name += fmt::format("-ep{}", one.ep);
+    layer.plans = choose_plans(options.plans, gpu, layer.problem, options.token_counts);
+    layers.push_back(std::move(layer));
+  }
+  return layers;
+}
+
+bool wants_fp8(const Layer& layer) {
+  for (const ChosenPlan& chosen : layer.plans)
+    for (const Step& step : chosen.plan.steps)
+      if (step.point.value_or("FP8", 0) != 0) return true;
+  return false;
+}
+
+std::unique_ptr<Evaluator> make_evaluator(const BenchOptions& options, const DeviceChoice& device,
+                                          const Layer& layer) {
+  const EvaluatorOptions evaluator_options{.cache_dir = options.cache_dir,
+                                           .records_dir = options.records_dir,
+                                           .num_threads = options.num_jobs,
+                                           .with_fp8 = wants_fp8(layer)};
+  return device.ordinal < 0
+             ? make_offline_evaluator(device.gpu, layer.problem, evaluator_options)
+             : make_worker_evaluator(std::filesystem::read_symlink("/proc/self/exe").string(),
+                                     device.ordinal, layer.problem, evaluator_options);
+}
+
+Request request_of(const ChosenPlan& chosen) {
+  return {.stage = Stage::layer,
+          .num_tokens = chosen.num_tokens,
+          .plan = chosen.plan,
+          .thorough = true};
+}
+
+Trial time_plan(const ChosenPlan& chosen, Evaluator& evaluator) {
+  if (chosen.defect.empty()) return evaluator.evaluate(request_of(chosen));
+  Trial trial;
+  trial.num_tokens = chosen.num_tokens;
+  trial.plan = chosen.plan;
+  trial.status = TrialStatus::rejected;
+  trial.rule = "table";
+  trial.reason = chosen.defect;
+  return trial;
+}
+
+// Each row is recorded as soon as it is known, so that what stops a later one costs none.
+void time_layer(const BenchOptions& options, const DeviceChoice& device, const Layer& layer,
+                const BenchRun& run, std::vector<BenchRow>& rows) {
+  const auto evaluator = make_evaluator(options, device, layer);
+  std::vector<Request> requests;
+  for (const ChosenPlan& chosen : layer.plans)
+    if (chosen.defect.empty()) requests.push_back(request_of(chosen));
+  evaluator->prefetch(requests);
+  for (const ChosenPlan& chosen : layer.plans) {
+    BenchRow row{layer.name, layer.problem, chosen.lookup, time_plan(chosen, *evaluator)};
+    row.problem.num_tokens = chosen.num_tokens;
+    spdlog::info("{} {} {} tokens: {}", row.model, to_string(row.problem.dtype), chosen.num_tokens,
+                 row.trial.status == TrialStatus::ok
+                     ? time_text(row.trial.timing.median_us, row.trial.source, "us")
+                     : to_string(row.trial.status));
+    rows.push_back(row);
+    if (options.out.empty() || update_record(options.out, run, row)) continue;
+    spdlog::warn("{} {} tokens is not recorded: {}", row.model, chosen.num_tokens,
+                 has_good_time(row.trial) ? "a measured time is there and this is none"
+                                          : "there is no good time");
+  }
+}
+
+Peers choose_peers(const BenchOptions& options, const BenchRun& run) {
+  if (options.compare.empty()) return {};
+  Peers peers = read_peers(options.compare, run.gpu);
+  if (run.routing == Routing{}) return peers;
+  spdlog::warn("{} is not compared: its times are for uniform routing", options.compare);
+  return {};
+}
+
+void print(const BenchOptions& options, const BenchRun& run, const std::vector<BenchRow>& rows,
+           const Peers& peers) {
+  if (options.json) {
+    fmt::print("{}\n", bench_json(run, rows, peers)
+                           .dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+  } else {
+    fmt::print("{}", bench_text(run, rows, peers));
+  }
+}
+
+int bench(const BenchOptions& options) {
+  // Checked before anything is measured: what is wrong should show at once.
+  const DeviceChoice device = choose_device(options.device);
+  const std::vector<Layer> layers = choose_layers(options, device.gpu);
+  const Problem& first = layers.front().problem;
+  const BenchRun run{device.gpu,     first.routing,  first.seed,
+                     options.commit, command_line(), utc_now()};
+  const Peers peers = choose_peers(options, run);
+  if (!options.out.empty()) {
+    read_record(options.out, run);
+    check_record_place(options.out);
+  }
+
+  std::vector<BenchRow> rows;
+  try {
+    for (const Layer& layer : layers) time_layer(options, device, layer, run, rows);
+  } catch (const Error&) {
+    if (!rows.empty()) print(options, run, rows, peers);
+    throw;
+  }
+  print(options, run, rows, peers);
+  const bool all_good = std::all_of(rows.begin(), rows.end(),
+                                    [](const BenchRow& row) { return has_good_time(row.trial); });
+  return all_good ? 0 : exit_code(ErrorKind::failed);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Run& run) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Time whole layers with a table or a given point");
+  command->footer(R"(Examples:
+  moe-tune bench --model mixtral-8x7b,qwen3-30b-a3b --tokens 1,64,1024
+  moe-tune bench --model deepseek-v3 --tp 8 --dtype fp8_block --out layers.json
+  moe-tune bench --model mixtral-8x7b --gemm1 BLOCK_SIZE_M=16,NUM_STAGES=4 --gemm2 BLOCK_SIZE_M=16
+
+Every layer is first compared with the reference. Exit codes: 0 good; 1 a layer could not be timed or
+was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable device.)");
+  auto options = std::make_shared<BenchOptions>();
+  options->problem.add_to(*command);
+  command->get_option("--model")
+      ->description("Shipped names, model files, or Hugging Face config.json files, a list")
+      ->type_name("MODEL,...")
+      ->join(',');
+  add_token_counts(*command, options->token_counts);
+  const std::string plan = "Plan";
+  auto* tables = command
+                     ->add_option("--tables", options->plans.tables_dir,
+                                  "Where the tables of all GPUs are; without one for the layer, "
+                                  "the reference point is timed")
+                     ->capture_default_str()
+                     ->type_name("DIR")
+                     ->group(plan);
+  auto* table = command->add_option("--table", options->plans.table, "This table")
+                    ->type_name("FILE")
+                    ->excludes(tables)
+                    ->group(plan);
+  const auto add_point = [&](const char* name, std::string& text) {
+    return command
+        ->add_option(name, text,
+                     "This point, [VARIANT:]NAME=VALUE,...; what it leaves out is as in the "
+                     "reference point")
+        ->type_name("POINT")
+        ->check([](const std::string& given) { return given.empty() ? "a point is empty" : ""; })
+        ->excludes(tables)
+        ->excludes(table)
+        ->group(plan);
+  };
+  auto* gemm1 = add_point("--gemm1", options->plans.gemm1);
+  auto* gemm2 = add_point("--gemm2", options->plans.gemm2)->needs(gemm1);
+  gemm1->needs(gemm2);
+  command->add_flag("--reference", options->plans.reference, "The reference point")
+      ->excludes(tables)
+      ->excludes(table)
+      ->excludes(gemm1)
+      ->group(plan);
+  command->add_option("--device", options->device, "auto, a number, a name or offline:NAME")
+      ->capture_default_str();
+  command
+      ->add_option("--compare", options->compare,
+                   "Others' times of the same layers: JSON with rows of model, dtype, num_tokens, "
+                   "vllm_triton_tuned_us, best_peer_us, floor_us")
+      ->type_name("FILE");
+  command
+      ->add_option("--out", options->out,
+                   "Record to merge the rows into; a measured time is only replaced by another")
+      ->type_name("FILE");
+  command->add_option("--commit", options->commit, "What was timed, for the record")
+      ->type_name("TEXT");
+  command->add_option("--records", options->records_dir, "Offline: journals with measured times")
+      ->capture_default_str()
+      ->type_name("DIR");
+  command->add_option("--cache", options->cache_dir, "Compiled kernels are kept here")
+      ->capture_default_str()
+      ->type_name("DIR");
+  command->add_option("--jobs", options->num_jobs, "Compilations at a time; 0: one a core")
+      ->capture_default_str()
+      ->type_name("N")
+      ->check(integer_from(0));
+  command->add_flag("--json", options->json, "Print JSON");
+  command->callback([&run, options] { run = [options] { return bench(*options); }; });
+}
+
+}  // namespace moetune

@@ -323,6 +323,15 @@ TEST_CASE("validation reports: one line an entry, a summary, and JSON that says 
         "provenance");
 }
 
+TEST_CASE("validation reports: a table's text cannot command the terminal") {
+  Table table = sample_table();
+  table.identity.gpu = "NVIDIA\x1b[2J\nH200";
+  table.entries.at(8).plan.steps.at(0).variant = "\x1b[31m";
+  const std::string text = validation_text(check_table("a\x1b.json", table, expectation()));
+  CHECK_FALSE(holds(text, "\x1b"));
+  CHECK_FALSE(holds(text, "\nH200"));
+}
+
 TEST_CASE("validation reports: JUnit is escaped, whatever files and messages hold") {
   TableReport report;
   report.path = "a<b>&\"c'\x01\xff.json";

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/cache_dir.hpp"
 #include "cli/command.hpp"
 #include "cli/problem_options.hpp"
 #include "core/error.hpp"
@@ -28,7 +29,7 @@ struct ValidateOptions {
   bool static_only = false;
   bool json = false;
   std::string junit;
-  std::string cache_dir;
+  std::string cache_dir = default_cache_dir();
 };
 
 // Said before minutes of measuring, not after.
@@ -136,12 +137,8 @@ void add_validate(CLI::App& app, Run& run) {
       ->add_option("--device", options->device,
                    "auto, a CUDA device number, a GPU's name, or offline:NAME (nothing is run)")
       ->capture_default_str();
-  command
-      ->add_option("--tokens", options->tokens,
-                   "Token counts that must have entries [default: the grid that search covers]")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber)
-      ->type_name("LIST");
+  add_token_counts(*command, options->tokens)
+      ->description("Token counts that must have entries [default: the grid that search covers]");
   command
       ->add_option("--max-regression", options->max_regression_pct,
                    "Percent by which an entry may be slower than recorded")
@@ -151,8 +148,9 @@ void add_validate(CLI::App& app, Run& run) {
   command->add_flag("--static-only", options->static_only, "Run nothing on the GPU");
   command->add_flag("--json", options->json, "Print JSON instead of text");
   command->add_option("--junit", options->junit, "Also write JUnit XML")->type_name("FILE");
-  command->add_option("--cache", options->cache_dir, "Directory of compiled kernels")
-      ->type_name("DIR");
+  command->add_option("--cache", options->cache_dir, "Compiled kernels are kept here")
+      ->type_name("DIR")
+      ->capture_default_str();
   command->footer(
       "Exit codes: 0 good, 1 a table falls short, 2 bad usage or a file that is no table,\n"
       "3 no usable device.");

@@ -12,9 +12,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Names come from files: they must not break the line or reach the terminal as its codes.
+std::string one_line(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+  return text;
+}
+
 std::string finding_text(const Finding& finding) {
-  return fmt::format("{}{}: {}", finding.fails ? "" : "note, ", to_string(finding.check),
-                     finding.message);
+  return one_line(fmt::format("{}{}: {}", finding.fails ? "" : "note, ", to_string(finding.check),
+                              finding.message));
 }
 
 std::string verdict(const TableReport& report, const EntryReport& entry) {
@@ -63,7 +70,7 @@ Json entry_json(const EntryReport& entry) {
 
 std::string validation_text(const TableReport& report) {
   if (report.error && report.error->kind() == ErrorKind::input)
-    return fmt::format("UNREADABLE  {}\n", report.error->what());
+    return fmt::format("UNREADABLE  {}\n", one_line(report.error->what()));
   const TableIdentity& identity = report.identity;
   std::string text =
       fmt::format("{}\n{}, {}, {}, {} entries\n", report.path, identity.gpu, identity.shape.model,
@@ -82,7 +89,8 @@ std::string validation_text(const TableReport& report) {
   }
   for (const Finding& finding : report.findings)
     text += fmt::format("{}{}\n", finding.fails ? "FALLS SHORT  " : "", finding_text(finding));
-  if (report.error) text += fmt::format("NOT CHECKED ON THE GPU  {}\n", report.error->what());
+  if (report.error)
+    text += fmt::format("NOT CHECKED ON THE GPU  {}\n", one_line(report.error->what()));
   return text;
 }
 

@@ -12,6 +12,7 @@
 
 #include "kernels/variant.hpp"
 #include "tune/session.hpp"
+#include "tune/session_records.hpp"
 
 namespace moetune::fake {
 

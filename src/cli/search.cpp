@@ -14,11 +14,13 @@
 #include "cli/outputs.hpp"
 #include "cli/problem_options.hpp"
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "jit/compiler.hpp"
 #include "report/fp8_effect.hpp"
 #include "report/progress.hpp"
 #include "report/summary.hpp"
 #include "tune/session.hpp"
+#include "tune/session_records.hpp"
 #include "tune/worker_evaluator.hpp"
 
 namespace moetune {

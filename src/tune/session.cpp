@@ -14,11 +14,10 @@
 #include "report/summary.hpp"
 #include "tune/finals.hpp"
 #include "tune/race.hpp"
+#include "tune/session_records.hpp"
 
 namespace moetune {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 constexpr double kFinalistBand = 1.10;
 constexpr std::size_t kLayerChoices = 3;  // of each GEMM, combined into layers
@@ -42,7 +41,7 @@ class Session {
         was_complete_(is_complete_on_disk()) {}
 
   void run();
-  void record_run();
+  void end();
 
  private:
   std::future<Pair> propose(std::size_t index) const;
@@ -52,8 +51,6 @@ class Session {
   std::optional<TableEntry> tune_layer(std::int64_t num_tokens, const Plan& reference,
                                        bool may_stay,
                                        const std::array<std::vector<Trial>, 2>& finals);
-  void record_stage(const Proposals& proposals, std::span<const Trial> finals,
-                    std::size_t num_trials);
   std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
 
   Evaluator& evaluator_;
@@ -176,7 +173,9 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
   for (const Trial& trial : finals) winners.push_back(trial.plan);
 
   const std::size_t num_trials = runner_.trials().size() - first_trial;
-  if (num_measured() > measured_before) record_stage(proposals, finals, num_trials);
+  if (num_measured() > measured_before) {
+    journal_.append(stage_record(proposals, finals, num_trials));
+  }
   if (settings_.strategy == "ablation") {
     for (const Proposals::Searched& searched : proposals.searched()) {
       if (!searched.first) continue;
@@ -220,83 +219,17 @@ std::optional<TableEntry> Session::tune_layer(std::int64_t num_tokens, const Pla
   entry.smem_bytes = winner.smem_bytes;
   entry.source = winner.source;
   if (num_measured() > measured_before) {
-    journal_.append(Json{{"record", "entry"},
-                         {"num_tokens", num_tokens},
-                         {"plan", entry.plan},
-                         {"median_us", entry.timing.median_us},
-                         {"reference_us", entry.reference_us},
-                         {"tie", entry.tie},
-                         {"source", to_string(entry.source)}});
+    journal_.append(entry_record(num_tokens, entry));
   }
   return entry;
 }
 
-void Session::record_stage(const Proposals& proposals, std::span<const Trial> finals,
-                           std::size_t num_trials) {
-  Json rejected = Json::object();
-  for (const auto& [rule, of_rule] : proposals.rejected()) rejected[rule] = of_rule.count;
-  Json finalists = Json::array();
-  for (const Trial& trial : finals) {
-    finalists.push_back(Json{{"plan", trial.plan.key()}, {"median_us", trial.timing.median_us}});
-  }
-  journal_.append(Json{{"record", "stage"},
-                       {"num_tokens", proposals.num_tokens()},
-                       {"stage", to_string(proposals.stage())},
-                       {"num_points", proposals.num_points()},
-                       {"rejected", rejected},
-                       {"num_trials", num_trials},
-                       {"finalists", finalists}});
-}
-
-void Session::record_run() {
+void Session::end() {
   result_.trials = runner_.trials();
   result_.num_resumed = runner_.num_resumed();
-  std::map<std::string, std::uint64_t> statuses, rejected;
-  for (const auto& [rule, of_rule] : result_.rejected) rejected[rule] += of_rule.count;
-  for (const Trial& trial : result_.trials) {
-    ++statuses[std::string(to_string(trial.status))];
-    if (trial.status == TrialStatus::rejected) ++rejected[trial.rule];
-  }
-  const auto measured = static_cast<double>(num_measured());
-  journal_.append(Json{{"record", "run"},
-                       {"interrupted", result_.interrupted},
-                       {"wall_s", result_.wall_s},
-                       {"busy_s", result_.busy_s},
-                       {"num_trials", result_.trials.size()},
-                       {"num_resumed", result_.num_resumed},
-                       {"trials_per_s", result_.wall_s > 0 ? measured / result_.wall_s : 0},
-                       {"status", statuses},
-                       {"rejected", rejected}});
-  journal_.sync();
 }
 
 }  // namespace
-
-Json journal_identity(const TableIdentity& identity, const Problem& problem,
-                      const SearchSettings& settings) {
-  const LayerShape& shape = identity.shape;
-  Json variants = Json::array();
-  for (const Variant* variant : settings.variants) variants.push_back(variant->name());
-  Json json{{"gpu", identity.gpu},
-            {"arch", identity.arch},
-            {"driver", identity.driver},
-            {"nvrtc", identity.nvrtc},
-            {"kernels_hash", identity.kernels_hash},
-            {"model", shape.model},
-            {"num_experts", shape.num_experts},
-            {"top_k", shape.top_k},
-            {"hidden_size", shape.hidden_size},
-            {"intermediate_size", shape.intermediate_size},
-            {"dtype", to_string(identity.dtype)},
-            {"routing", to_string(problem.routing)},
-            {"seed", problem.seed},
-            {"strategy", settings.strategy},
-            {"num_random", settings.num_random},
-            {"fp8", to_string(settings.fp8)},
-            {"variants", variants}};
-  if (settings.start) json["start"] = *settings.start;
-  return json;
-}
 
 SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSettings& settings,
                     Table table, const std::string& table_dir, Journal& journal,
@@ -314,7 +247,9 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
   }
   result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   result.busy_s = evaluator.busy_s() - busy_before;
-  session.record_run();
+  session.end();
+  journal.append(run_record(result));
+  journal.sync();
   return result;
 }
 

@@ -30,10 +30,6 @@ struct SearchResult {
   double busy_s = 0;              // of the evaluator in this run
 };
 
-// What a journal must agree on to be resumed: everything that its times depend on.
-nlohmann::ordered_json journal_identity(const TableIdentity& identity, const Problem& problem,
-                                        const SearchSettings& settings);
-
 // Tunes each token count, small to large: gemm1, then gemm2 (they do not constrain each other),
 // then whole layers made of the best few of each, beside the reference point's layer. The layer's
 // time decides; the reference stays where nothing beats it by more than noise. After each token

@@ -210,12 +210,14 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   float acc[kMTiles][kNTiles][4] = {};
 
   // ldmatrix addresses: rows of a warp tile start at multiples of 8, so lane % 8 is the swizzle.
-  const int a_lane_row = warp_m * (kMTiles * 16) + lane % 16;
+  // A warp's row tiles are every kWarpsM-th, so that a tile's few rows are shared evenly.
+  constexpr int kRowStride = kWarpsM * 16;
+  const int a_lane_row = warp_m * 16 + lane % 16;
   const int b_lane_row = warp_n * (kNTiles * 8) + lane / 16 * 8 + lane % 8;
   const u32 a_lane = a_lane_row * kRowBytes;
   const u32 b_lane = C.block_m * kRowBytes + b_lane_row * kRowBytes;
   const auto a_fragment = [&](u32 stage, int m, int k32, u32(&r)[4]) {
-    ldmatrix_x4(r, stage + a_lane + m * 16 * kRowBytes +
+    ldmatrix_x4(r, stage + a_lane + m * kRowStride * kRowBytes +
                        swizzle<kChunks>(a_lane_row, k32 * 2 + lane / 16) * 16);
   };
   const auto b_fragments = [&](u32 stage, int n, int k32, u32(&low)[2], u32(&high)[2]) {
@@ -237,8 +239,12 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
                        swizzle<kChunks>(row, k32 * 2 + lane / 8) * 16);
   };
 
+  // Row tiles of this warp that hold a row. A warp with all of them runs code without the test.
+  const int active_m = (num_rows - warp_m * 16 + kRowStride - 1) / kRowStride;
+  constexpr bool kMayBePartial = C.block_m > 16;
+
   // Plain accumulation: bf16, and e4m3 whose scales are applied at the end.
-  const auto compute_plain = [&](u32 stage) {
+  const auto compute_plain = [&]<bool kAll>(u32 stage) {
 #pragma unroll
     for (int k32 = 0; k32 < kRowBytes / 32; ++k32) {
       u32 b[kNTiles][2];
@@ -255,6 +261,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
         for (int n = 0; n < kNTiles; ++n) unpack_fp8(b[n], b_wide[n]);
 #pragma unroll
         for (int m = 0; m < kMTiles; ++m) {
+          if (!kAll && m >= active_m) break;
           u32 a[4];
           Fp8Fragment<4> a_wide;
           a_fragment(stage, m, k32, a);
@@ -265,6 +272,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       } else {
 #pragma unroll
         for (int m = 0; m < kMTiles; ++m) {
+          if (!kAll && m >= active_m) break;
           u32 a[4];
           a_fragment(stage, m, k32, a);
 #pragma unroll
@@ -276,7 +284,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 
   // Two-level accumulation: 128 of K into a temporary, then scaled into the accumulators. Row
   // tiles are outermost: only one's operands are held, at the price of reading B again.
-  const auto compute_scaled = [&](u32 stage, const float* scales) {
+  const auto compute_scaled = [&]<bool kAll>(u32 stage, const float* scales) {
     constexpr int kSteps = (kRowBytes < kScaleGroup ? kRowBytes : kScaleGroup) / 32;
 #pragma unroll
     for (int group = 0; group < kScaleGroups; ++group) {
@@ -284,6 +292,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       const float* const w_scales = a_scales + C.block_m;
 #pragma unroll
       for (int m = 0; m < kMTiles; ++m) {
+        if (!kAll && m >= active_m) break;
         Fp8Fragment<4> a[kSteps];
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
@@ -291,7 +300,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
           a_fragment(stage, m, group * kSteps + k, packed);
           unpack_fp8(packed, a[k]);
         }
-        const int r = warp_m * (kMTiles * 16) + m * 16 + lane / 4;
+        const int r = warp_m * 16 + m * kRowStride + lane / 4;
         const float row_low = a_scales[r];
         const float row_high = a_scales[r + 8];
 #pragma unroll
@@ -338,11 +347,19 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
     if (step + C.num_stages - 1 < num_steps) load_step(step + C.num_stages - 1, write_stage);
     cp_async_commit();
     const u32 stage = smem_base + read_stage * stage_bytes(C);
-    if constexpr (kBlockScales) {
-      compute_scaled(stage, reinterpret_cast<const float*>(smem + read_stage * stage_bytes(C) +
-                                                           (C.block_m + C.block_n) * kRowBytes));
-    } else {
-      compute_plain(stage);
+    const auto compute = [&]<bool kAll>() {
+      if constexpr (kBlockScales) {
+        const u8* const scales =
+            smem + read_stage * stage_bytes(C) + (C.block_m + C.block_n) * kRowBytes;
+        compute_scaled.template operator()<kAll>(stage, reinterpret_cast<const float*>(scales));
+      } else {
+        compute_plain.template operator()<kAll>(stage);
+      }
+    };
+    if (!kMayBePartial || active_m >= kMTiles) {
+      compute.template operator()<true>();
+    } else if (active_m > 0) {
+      compute.template operator()<false>();
     }
     write_stage = read_stage;
     read_stage = read_stage + 1 == C.num_stages ? 0 : read_stage + 1;
@@ -354,7 +371,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   for (int m = 0; m < kMTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = warp_m * (kMTiles * 16) + m * 16 + lane / 4 + half * 8;
+      const int r = warp_m * 16 + m * kRowStride + lane / 4 + half * 8;
       const int slot = tile_slots[r];
       if (slot < 0) continue;
       float scale = 1.0f;

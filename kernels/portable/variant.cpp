@@ -66,7 +66,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   if (fp8 == Fp8Mode::off) fp8_values = {0};
   if (fp8 == Fp8Mode::on) fp8_values = {1};
   space.parameters = {
-      {"BLOCK_SIZE_M", {16, 32, 64, 128, 256, 512}, 64, "rows (token slots) of a tile"},
+      {"BLOCK_SIZE_M", {16, 32, 64, 128, 160, 256, 512}, 64, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {32, 64, 128, 256, 512}, 64, "weight rows (output columns) of a tile"},
       {"BLOCK_SIZE_K", block_k, fp8 == Fp8Mode::on ? 128 : 64, "K elements of a pipeline stage"},
       {"NUM_WARPS", {4, 8, 16, 32}, 4, "warps of a thread block"},
@@ -131,7 +131,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     // 65,536 registers an SM, 255 a thread; operands and addresses take about 80, and the
     // temporaries and widened operands of block scales as much again.
     const int limit =
-        std::min(c.scales == Scales::block ? 64 : 128, 65536 / moetune::num_threads(c) - 48);
+        std::min(c.scales == Scales::block ? 64 : 160, 65536 / moetune::num_threads(c) - 48);
     if (accumulators(c) > limit) {
       return fmt::format("{} accumulators a thread, at most {} fit the register file",
                          accumulators(c), limit);

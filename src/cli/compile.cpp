@@ -70,6 +70,7 @@ std::vector<KernelSource> stage_sources(const Variant& variant, const Gpu& gpu, 
     points.resize(options.sample);
   }
   std::vector<KernelSource> sources;
+  sources.reserve(points.size());
   for (const Point& point : points) {
     sources.push_back(variant.source(gpu, problem, stage, point));
   }

@@ -47,7 +47,7 @@ std::optional<Cubin> decode(const std::string& key, std::string_view entry) {
   const std::string_view body = entry.substr(body_at);
   if (entry.substr(kMagic.size(), kChecksumSize) != hash_hex(body)) return std::nullopt;
   const auto end = body.find('\n');
-  if (end == body.npos) return std::nullopt;
+  if (end == std::string_view::npos) return std::nullopt;
   const Json header = Json::parse(body.substr(0, end));
   if (header.at("key") != key) return std::nullopt;  // renamed or copied by hand
 

@@ -149,6 +149,7 @@ void build(const KernelSource& source, const std::string& arch,
   }
   const std::vector<std::string> options = nvrtc_options(source, arch);
   std::vector<const char*> arguments;
+  arguments.reserve(options.size());
   for (const std::string& option : options) arguments.push_back(option.c_str());
   const nvrtcResult status =
       nvrtc().compile(program.get(), static_cast<int>(arguments.size()), arguments.data());
@@ -178,10 +179,13 @@ std::vector<EmbeddedFile> included_files(std::string_view main,
     if (file != files.end()) found.push_back(*file);  // else NVRTC says what is missing, and where
   };
   add(main);
-  for (std::size_t i = 0; i < found.size(); ++i) {
+  std::size_t num_scanned = 0;
+  while (num_scanned < found.size()) {
     constexpr std::string_view kInclude = "#include \"";
-    std::string_view text = found[i].text;
-    for (auto at = text.find(kInclude); at != text.npos; at = text.find(kInclude)) {
+    std::string_view text = found[num_scanned++].text;
+    while (true) {
+      const auto at = text.find(kInclude);
+      if (at == std::string_view::npos) break;
       text.remove_prefix(at + kInclude.size());
       add(text.substr(0, text.find('"')));
     }

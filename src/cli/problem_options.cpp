@@ -16,14 +16,12 @@ namespace {
 constexpr std::string_view kOfflinePrefix = "offline:";
 
 Error no_such_gpu(const std::string& text, const std::vector<Gpu>& present) {
-  std::vector<std::string> names;
-  for (const Gpu& gpu : present) names.push_back(gpu.name);
-  return Error(
-      ErrorKind::device,
-      fmt::format(
-          "--device {}: this machine has {}; use --device offline:NAME to work "
-          "without the GPU",
-          text, names.empty() ? "no usable GPU" : fmt::format("only {}", fmt::join(names, ", "))));
+  std::string names;
+  for (const Gpu& gpu : present) names += (names.empty() ? "only " : ", ") + gpu.name;
+  return Error(ErrorKind::device,
+               fmt::format("--device {}: this machine has {}; use --device offline:NAME to work "
+                           "without the GPU",
+                           text, names.empty() ? "no usable GPU" : names));
 }
 
 }  // namespace

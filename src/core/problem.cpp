@@ -52,7 +52,8 @@ void check_multiple(std::string_view name, std::int64_t value, Dtype dtype) {
 }
 
 double ceil_div(std::int64_t a, std::int64_t b) {
-  return static_cast<double>((a + b - 1) / b);
+  const std::int64_t quotient = (a + b - 1) / b;
+  return static_cast<double>(quotient);
 }
 
 }  // namespace

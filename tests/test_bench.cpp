@@ -126,6 +126,7 @@ TEST_CASE("bench: a layer that failed has a reason and no numbers") {
   const Json row = bench_json(sample_run(), rows, {}).at("rows").at(0);
   CHECK(row.at("status") == "wrong_result");
   CHECK(row.at("layer_us").is_null());
+  CHECK(row.at("source").is_null());
   CHECK(row.at("fraction_of_floor").is_null());
 }
 

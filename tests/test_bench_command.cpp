@@ -113,7 +113,7 @@ TEST_CASE("bench command: a table's point that the GPU cannot run is a failed ro
   const std::string path = write_table(bench.file("tables"), table);
   const Result result = bench(fmt::format("{} --tokens 1,8 --table '{}'", kLayer, path));
   CHECK(result.code == 1);
-  CHECK(holds(result.out, "8 tokens: rejected: gemm2: "));
+  CHECK(holds(result.out, "8 tokens: rejected: gemm2: BLOCK_SIZE_M=0 is not one of"));
   CHECK(holds(result.out, "exact   predicted"));
 }
 
@@ -211,7 +211,6 @@ TEST_CASE("bench command: bad usage exits with 2 and says what to give") {
   };
   check("--device offline:h200", "--model");
   check("--model olmoe-1b-7b,qwen3-30b --device offline:h200", "did you mean qwen3-30b-a3b?");
-  check("--model olmoe-1b-7b, --device offline:h200", "no layer given");
   check(kLayer + "--tokens 0", "--tokens");
   check(kLayer + "--gemm1 BLOCK_SIZE_M=16", "--gemm2");
   check(kLayer + "--gemm1 BLOCK_SIZE=16 --gemm2 FP8=0", "did you mean BLOCK_SIZE_M?");

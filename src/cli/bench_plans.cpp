@@ -45,6 +45,26 @@ void set_value(Point& point, std::string_view part, std::string_view op, std::st
   point.set(name, value);
 }
 
+// Why a step names no kernel of its variant. Only parameters and values: many rules of a space just
+// keep a search from hopeless points, and what really cannot run shows when it is tried.
+std::string defect_of(const Step& step, const Gpu& gpu, const Problem& problem) {
+  SearchSpace space =
+      find_variant(step.variant).space(gpu, problem, parse_stage(step.op), Fp8Mode::both);
+  space.constraints.clear();
+  const auto rejection = space.reject(step.point, true);
+  return rejection ? rejection->reason : "";
+}
+
+std::string defect_of(const Plan& plan, const Gpu& gpu, const Problem& problem) {
+  for (const char* op : {"gemm1", "gemm2"}) {
+    const Step* step = plan.find(op);
+    if (step == nullptr) return fmt::format("the plan has no {} step", op);
+    if (const std::string defect = defect_of(*step, gpu, problem); !defect.empty())
+      return fmt::format("{}: {}", op, defect);
+  }
+  return "";
+}
+
 // What the text leaves out keeps the value it has at the variant's reference point.
 Step parse_step(const std::string& text, const Step& reference, const Gpu& gpu,
                 const Problem& problem) {
@@ -63,12 +83,8 @@ Step parse_step(const std::string& text, const Step& reference, const Gpu& gpu,
     if (comma == std::string_view::npos) break;
     rest.remove_prefix(comma + 1);
   }
-  // Only the values: many rules just keep a search from hopeless points, and what really cannot run
-  // shows when it is tried.
-  SearchSpace space = variant.space(gpu, problem, stage, Fp8Mode::both);
-  space.constraints.clear();
-  if (const auto rejection = space.reject(step.point, true))
-    throw bad_point(step.op, text, rejection->reason);
+  if (const std::string defect = defect_of(step, gpu, problem); !defect.empty())
+    throw bad_point(step.op, text, defect);
   return step;
 }
 
@@ -78,14 +94,9 @@ bool same_layer(const TableIdentity& identity, const Problem& problem) {
   return identity.shape == named && identity.dtype == problem.dtype;
 }
 
-struct CheckedTable {
-  Table table;
-  TableReport report;
-};
-
-CheckedTable load_table(const std::string& path, const Gpu& gpu, const Problem& problem) {
-  CheckedTable loaded{read_table(path), {}};
-  const TableIdentity& identity = loaded.table.identity;
+Table load_table(const std::string& path, const Gpu& gpu, const Problem& problem) {
+  Table table = read_table(path);
+  const TableIdentity& identity = table.identity;
   if (identity.gpu != gpu.name) {
     throw Error(ErrorKind::input, fmt::format("{} is a table of {}, this is {}; tune on this GPU",
                                               path, identity.gpu, gpu.name));
@@ -98,14 +109,14 @@ CheckedTable load_table(const std::string& path, const Gpu& gpu, const Problem& 
                             path, s.num_experts, s.top_k, s.hidden_size, s.intermediate_size,
                             to_string(identity.dtype)));
   }
-  loaded.report = check_table(path, loaded.table, {gpu, nvrtc_version(), kernels_hash(), {}});
-  for (const Finding& finding : loaded.report.findings)
+  const Expectation expectation{gpu, nvrtc_version(), kernels_hash(), {}};
+  for (const Finding& finding : check_table(path, table, expectation).findings)
     if (finding.check == Check::identity) spdlog::warn("{}: {}", path, finding.message);
-  return loaded;
+  return table;
 }
 
-std::optional<CheckedTable> find_table(const PlanOptions& options, const Gpu& gpu,
-                                       const Problem& problem) {
+std::optional<Table> find_table(const PlanOptions& options, const Gpu& gpu,
+                                const Problem& problem) {
   if (!options.table.empty()) return load_table(options.table, gpu, problem);
   TableIdentity identity;
   identity.gpu = gpu.name;
@@ -120,22 +131,14 @@ std::optional<CheckedTable> find_table(const PlanOptions& options, const Gpu& gp
   return std::nullopt;
 }
 
-std::string defect_of(const TableReport& report, std::int64_t num_tokens) {
-  for (const EntryReport& entry : report.entries) {
-    if (entry.num_tokens != num_tokens) continue;
-    for (const Finding& finding : entry.findings)
-      if (finding.check == Check::legality) return finding.message;
-  }
-  return "";
-}
-
-ChosenPlan look_up_plan(const std::optional<CheckedTable>& loaded, const Plan& reference,
+ChosenPlan look_up_plan(const std::optional<Table>& table, const Gpu& gpu, const Problem& problem,
                         std::int64_t num_tokens) {
-  const Lookup found = loaded ? look_up(loaded->table, num_tokens) : Lookup{};
-  if (found.step == LookupStep::fallback) return {num_tokens, reference, "fallback", ""};
+  const Lookup found = table ? look_up(*table, num_tokens) : Lookup{};
+  if (found.step == LookupStep::fallback)
+    return {num_tokens, reference_plan(gpu, problem), "fallback", ""};
   return {num_tokens, found.entry->plan,
           found.step == LookupStep::exact ? "exact" : fmt::format("nearest {}", found.num_tokens),
-          defect_of(loaded->report, found.num_tokens)};
+          defect_of(found.entry->plan, gpu, problem)};
 }
 
 }  // namespace
@@ -155,7 +158,7 @@ std::vector<ChosenPlan> choose_plans(const PlanOptions& options, const Gpu& gpu,
   for (const std::int64_t num_tokens : token_counts) {
     plans.push_back(
         fixed ? ChosenPlan{num_tokens, *fixed, options.reference ? "reference" : "given", ""}
-              : look_up_plan(table, reference, num_tokens));
+              : look_up_plan(table, gpu, problem, num_tokens));
   }
   return plans;
 }

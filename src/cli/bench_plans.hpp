@@ -25,7 +25,7 @@ struct ChosenPlan {
   // "given", "reference", or the look-up's step: "exact", "nearest 64", "fallback" (to the
   // reference point).
   std::string lookup;
-  std::string defect;  // why this GPU cannot run the table's plan; empty when it can
+  std::string defect;  // why the table's plan names no kernels; empty when it does
 };
 
 // One plan a token count. Without a table in `tables_dir` all fall back, and a warning says so; a

@@ -75,7 +75,7 @@ std::string heading(const BenchRun& run, std::span<const BenchRow> rows) {
   if (run.gpu.read_gbps > 0) {
     text += fmt::format(
         "floor: the simple roofline, the larger of bytes / {:.0f} GB/s and flops / "
-        "{}; nothing can be faster\n",
+        "{}\n",
         run.gpu.read_gbps, fmt::join(rates, ", "));
   } else {
     text += "floor: unknown, there are no rates on record for this GPU\n";
@@ -214,7 +214,7 @@ Json bench_json(const BenchRun& run, std::span<const BenchRow> rows, const Peers
         {"tokens_per_s", positive_or_null(rates.tokens_per_s)},
         {"rel_err", is_checked(trial) ? Json(trial.rel_err) : Json(nullptr)},
         {"max_err", is_checked(trial) ? Json(trial.max_err) : Json(nullptr)},
-        {"source", to_string(trial.source)},
+        {"source", good ? Json(to_string(trial.source)) : Json(nullptr)},
         {"lookup", row.lookup},
         {"gemm1", step_text(trial.plan, "gemm1")},
         {"gemm2", step_text(trial.plan, "gemm2")}};

@@ -60,7 +60,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
                             Fp8Mode fp8) const {
   SearchSpace space;
   std::vector<int> block_k{64, 128};
-  if (fp8 == Fp8Mode::on) block_k = {128, 256};
+  if (fp8 == Fp8Mode::on) block_k = {64, 128, 256};
   if (fp8 == Fp8Mode::both) block_k = {64, 128, 256};
   std::vector<int> fp8_values{0, 1};
   if (fp8 == Fp8Mode::off) fp8_values = {0};
@@ -69,7 +69,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
       {"BLOCK_SIZE_M", {16, 32, 64, 128, 160, 256, 512}, 64, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {32, 64, 128, 256, 512}, 64, "weight rows (output columns) of a tile"},
       {"BLOCK_SIZE_K", block_k, fp8 == Fp8Mode::on ? 128 : 64, "K elements of a pipeline stage"},
-      {"NUM_WARPS", {4, 8, 16, 32}, 4, "warps of a thread block"},
+      {"NUM_WARPS", {2, 4, 8, 16, 32}, 4, "warps of a thread block"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8}, 2, "depth of the cp.async pipeline"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"GROUP_SIZE_M", {1, 16}, 1, "row tiles walked together before the next column tile"},
@@ -83,14 +83,19 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
     space.constraints.push_back({name, std::move(violation)});
   };
-  rule("tile_order", [problem](const Point& p) -> Violation {
+  rule("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("ORDER") == 1 && p.at("GROUP_SIZE_M") != 1) {
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
-    if (problem.num_tokens <= p.at("BLOCK_SIZE_M") &&
-        (p.at("ORDER") != 0 || p.at("GROUP_SIZE_M") != 1)) {
-      return fmt::format("every expert has one row tile at {} tokens: all walks are the same",
-                         problem.num_tokens);
+    if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
+    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M")) {
+      return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
+                         mean_rows(problem));
+    }
+    const GemmConfig c = gemm_config(problem, stage, p);
+    const double bytes = static_cast<double>(c.size_n) * c.size_k * (c.fp8 ? 1 : 2);
+    if (bytes <= static_cast<double>(gpu.l2_bytes) / 4) {
+      return fmt::format("an expert's {:.1f} MB of weights stay in L2 on every walk", bytes / 1e6);
     }
     return {};
   });
@@ -100,7 +105,6 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
       return {};
     }
     if (gpu.cc() < 89) return "no e4m3 matrix instructions before sm_89";
-    if (p.at("BLOCK_SIZE_K") < 128) return "fp8 needs BLOCK_SIZE_K >= 128, one scale group";
     return {};
   });
   rule("split_k_fused", [](const Point& p) -> Violation {
@@ -128,15 +132,17 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   });
   rule("accumulators", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
-    // 65,536 registers an SM, 255 a thread; operands and addresses take about 80, and the
-    // temporaries and widened operands of block scales as much again.
-    const int limit =
-        std::min(c.scales == Scales::block ? 64 : 160, 65536 / moetune::num_threads(c) - 48);
+    // 65,536 registers an SM, 255 a thread; operands and addresses take about 48, the temporaries
+    // and widened operands of block scales twice that.
+    const bool scaled = c.scales == Scales::block;
+    const int registers = std::min(255, 65536 / moetune::num_threads(c));
+    const int limit = std::min(scaled ? 64 : 160, registers - (scaled ? 96 : 48));
     if (accumulators(c) > limit) {
       return fmt::format("{} accumulators a thread, at most {} fit the register file",
                          accumulators(c), limit);
     }
-    if (accumulators(c) < 4) {
+    const int least = c.num_warps > 4 ? 8 : 4;
+    if (accumulators(c) < least) {
       return fmt::format("{} accumulators a thread: too many warps for the tile", accumulators(c));
     }
     return {};
@@ -149,11 +155,20 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
+  rule("deep_pipeline", [problem, stage](const Point& p) -> Violation {
+    const GemmConfig c = gemm_config(problem, stage, p);
+    // About 64 KB in flight an SM hide the memory's latency (Little's law at 4.6 TB/s and 1 us).
+    if (c.num_stages > 4 && (c.num_stages - 2) * stage_bytes(c) > 96 * 1024) {
+      return fmt::format("{} stages of {} bytes: fewer already keep the memory busy", c.num_stages,
+                         stage_bytes(c));
+    }
+    return {};
+  });
   rule("k_steps", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     const auto steps = ceil_div(ceil_div(c.size_k, c.block_k), p.at("SPLIT_K"));
-    if (c.num_stages > std::max<std::int64_t>(2, steps)) {
-      return fmt::format("{} stages for {} K steps: a shallower pipeline is the same program",
+    if (c.num_stages > std::max<std::int64_t>(2, steps + 1)) {
+      return fmt::format("{} stages for {} K steps: a shallower pipeline holds them all",
                          c.num_stages, steps);
     }
     return {};
@@ -169,7 +184,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   rule("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
-    if (m > 16 && m / 2 >= 4 * rows) {
+    if (m > 64 && m / 2 >= 4 * rows) {
       return fmt::format("{} rows a tile for {:.1f} rows an expert: half the tile would do", m,
                          rows);
     }
@@ -179,6 +194,10 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
     const int n = p.at("BLOCK_SIZE_N");
+    if (rows >= 8.0 * m) {
+      return fmt::format("{:.0f} rows an expert would read its weights for {:.0f} row tiles", rows,
+                         std::ceil(rows / m));
+    }
     if (rows >= 96 && m * n < 32 * (m + n)) {
       return fmt::format("a {}x{} tile re-reads operands too often for {:.0f} rows an expert", m, n,
                          rows);

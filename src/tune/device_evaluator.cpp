@@ -23,8 +23,12 @@ double seconds_since(Clock::time_point start) {
 
 // A graph longer than this is screened with fewer calls: its weights no longer fit any cache, so
 // further routings add time but no information.
-constexpr double kLongGraphUs = 4000;
+constexpr double kLongGraphUs = 2000;
 constexpr int kScreeningSamples = 3;
+// The call that was checked is a first look, its launch included: enough to drop a long call that
+// took this much more than the limit.
+constexpr double kFirstLookUs = 200;
+constexpr double kFirstLookFactor = 1.2;
 
 struct CheckCase {
   std::string name;
@@ -192,6 +196,12 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
 
 void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatch& batch,
                            double call_us, Trial& trial) {
+  if (!request.thorough && request.stop_above_us > 0 && call_us > kFirstLookUs &&
+      call_us > kFirstLookFactor * request.stop_above_us) {
+    trial.timing = {call_us, call_us, call_us, 1, 0};
+    trial.screened_out = true;
+    return;
+  }
   TimingOptions options;
   options.num_calls = static_cast<int>(batch.routings.size());
   options.stop_above_us = request.stop_above_us;

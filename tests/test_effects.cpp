@@ -87,18 +87,21 @@ TEST_CASE("fp8 effect: the fastest of each side, in time and in error") {
                                timed(Stage::gemm1, 8, point(16, 1), 5),
                                timed(Stage::gemm2, 8, point(16, 0), 7, Source::predicted)};
   trials[2].rel_err = 0.021;
+  trials[2].quantisation_err = 0.043;
   trials.push_back(timed(Stage::gemm1, 8, point(16, 1), kNan));
   const auto effects = fp8_effects(trials);
   CHECK(fp8_text(effects) ==
         R"(effect of FP8: the fastest bf16 plan against the fastest with FP8=1
-stage  tokens        bf16 us  fp8 us  speedup  bf16 rel_err  fp8 rel_err
-gemm1       8           10.0     5.0    2.00x       0.00300      0.02100
-gemm2       8  7.0 predicted       -        -       0.00300            -
+rel_err: against the reference on the same inputs, quantised for fp8; fp8 against bf16: what quantising itself costs
+stage  tokens        bf16 us  fp8 us  speedup  bf16 rel_err  fp8 rel_err  fp8 against bf16
+gemm1       8           10.0     5.0    2.00x       0.00300      0.02100           0.04300
+gemm2       8  7.0 predicted       -        -       0.00300            -                 -
 predicted: from a model of bytes, flops and waves, not a measurement
 )");
   const auto json = fp8_json(effects);
   CHECK(json[0]["speedup"] == 2.0);
   CHECK(json[0]["fp8"]["rel_err"] == 0.021);
+  CHECK(json[0]["fp8"]["quantisation_err"] == 0.043);
   CHECK(json[1]["fp8"].is_null());
   CHECK(json[1]["speedup"].is_null());
 }

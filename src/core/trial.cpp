@@ -126,6 +126,7 @@ void to_json(Json& json, const Trial& trial) {
   write_unless_zero(json, "reason", trial.reason);
   write_unless_zero(json, "rel_err", trial.rel_err);
   write_unless_zero(json, "max_err", trial.max_err);
+  write_unless_zero(json, "quantisation_err", trial.quantisation_err);
   write_unless_zero(json, "compile_ms", trial.compile_ms);
   write_unless_zero(json, "registers", trial.registers);
   write_unless_zero(json, "spill_bytes", trial.spill_bytes);
@@ -152,6 +153,7 @@ void from_json(const Json& json, Trial& trial) {
   result.reason = read_or(json, "reason", std::string());
   result.rel_err = read_error(json, "rel_err");
   result.max_err = read_error(json, "max_err");
+  result.quantisation_err = read_error(json, "quantisation_err");
   result.compile_ms = read_or(json, "compile_ms", 0.0);
   result.registers = read_or(json, "registers", 0);
   result.spill_bytes = read_or(json, "spill_bytes", 0);

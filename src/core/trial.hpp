@@ -62,7 +62,10 @@ struct Trial {
   std::string rule;    // rejected: the constraint's name, or "registers", "spill", "shared_memory"
   std::string reason;  // why it is not ok, with numbers
   double rel_err = 0;  // worst over the checked routings: ||out - ref|| / ||ref||
-  double max_err = 0;  // worst element: |out - ref| / rms(its reference row)
+  double max_err = 0;  // worst element: |out - ref| / (|ref| + rms(its reference row))
+  // What fp8 itself costs: ||out - bf16 ref|| / ||bf16 ref|| of a layer with FP8=1, where rel_err
+  // is against the reference on the same quantised inputs. 0 when not measured.
+  double quantisation_err = 0;
   double compile_ms = 0;
   int registers = 0;   // per thread, the most over the plan's GEMM kernels
   int spill_bytes = 0;

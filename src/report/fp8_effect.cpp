@@ -30,6 +30,7 @@ nlohmann::ordered_json side_json(const std::optional<Trial>& trial) {
   return {{"plan", trial->plan},
           {"time_us", trial->timing.median_us},
           {"rel_err", trial->rel_err},
+          {"quantisation_err", positive_or_null(trial->quantisation_err)},
           {"source", to_string(trial->source)}};
 }
 
@@ -62,19 +63,24 @@ std::vector<Fp8Effect> fp8_effects(std::span<const Trial> trials) {
 }
 
 std::string fp8_text(std::span<const Fp8Effect> effects) {
-  TextTable table(
-      {"<stage", "tokens", "bf16 us", "fp8 us", "speedup", "bf16 rel_err", "fp8 rel_err"});
+  TextTable table({"<stage", "tokens", "bf16 us", "fp8 us", "speedup", "bf16 rel_err",
+                   "fp8 rel_err", "fp8 against bf16"});
   std::set<Source> sources;
   for (const Fp8Effect& effect : effects) {
     table.add({std::string(to_string(effect.stage)), fmt::format("{}", effect.num_tokens),
                time_of(effect.bf16), time_of(effect.fp8), speedup_text(effect.speedup()),
-               error_of(effect.bf16), error_of(effect.fp8)});
+               error_of(effect.bf16), error_of(effect.fp8),
+               effect.fp8 && effect.fp8->quantisation_err > 0
+                   ? fmt::format("{:.5f}", effect.fp8->quantisation_err)
+                   : "-"});
     for (const auto* side : {&effect.bf16, &effect.fp8}) {
       if (*side) sources.insert((*side)->source);
     }
   }
-  return "effect of FP8: the fastest bf16 plan against the fastest with FP8=1\n" + table.text() +
-         source_footnote(sources);
+  return "effect of FP8: the fastest bf16 plan against the fastest with FP8=1\n"
+         "rel_err: against the reference on the same inputs, quantised for fp8; "
+         "fp8 against bf16: what quantising itself costs\n" +
+         table.text() + source_footnote(sources);
 }
 
 nlohmann::ordered_json fp8_json(std::span<const Fp8Effect> effects) {

@@ -186,6 +186,12 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   if (call_us != nullptr) *call_us = elapsed_us(begin, end);
   trial.rel_err = std::max(trial.rel_err, deviation.rel_err);
   trial.max_err = std::max(trial.max_err, deviation.max_err);
+  if (steps.fp8() && request.stage == Stage::layer && request.thorough) {
+    make_reference(*layer_, batch, false);
+    const Deviation cost = compare(*layer_, layer_->result(request.stage, steps.last(), batch),
+                                   batch.reference[0]->out.get<float>(), rows, s.hidden_size);
+    trial.quantisation_err = std::max(trial.quantisation_err, cost.rel_err);
+  }
   const std::string defect = judge_deviation(deviation, tolerance(steps.fp8()));
   if (defect.empty()) return true;
   trial.status = TrialStatus::wrong_result;

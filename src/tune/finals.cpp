@@ -67,6 +67,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
       sum.timing.num_discarded += trial.timing.num_discarded;
       sum.rel_err = std::max(sum.rel_err, trial.rel_err);
       sum.max_err = std::max(sum.max_err, trial.max_err);
+      sum.quantisation_err = std::max(sum.quantisation_err, trial.quantisation_err);
     }
     merged.push_back(sum);
   }

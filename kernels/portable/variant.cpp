@@ -83,7 +83,12 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
     space.constraints.push_back({name, std::move(violation)});
   };
-  rule("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
+  const auto spare = [&rule, &space](const char* name,
+                                     std::function<Violation(const Point&)> violation) {
+    rule(name, std::move(violation));
+    space.constraints.back().spares_search = true;
+  };
+  spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("ORDER") == 1 && p.at("GROUP_SIZE_M") != 1) {
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
@@ -155,7 +160,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("deep_pipeline", [problem, stage](const Point& p) -> Violation {
+  spare("deep_pipeline", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     // About 64 KB in flight an SM hide the memory's latency (Little's law at 4.6 TB/s and 1 us).
     if (c.num_stages > 4 && (c.num_stages - 2) * stage_bytes(c) > 96 * 1024) {
@@ -164,7 +169,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("k_steps", [problem, stage](const Point& p) -> Violation {
+  spare("k_steps", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     const auto steps = ceil_div(ceil_div(c.size_k, c.block_k), p.at("SPLIT_K"));
     if (c.num_stages > std::max<std::int64_t>(2, steps + 1)) {
@@ -173,7 +178,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("split_k_full", [gpu, problem, stage](const Point& p) -> Violation {
+  spare("split_k_full", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("SPLIT_K") == 1) return {};
     const double tiles = expected_tiles(problem, stage, p);
     if (tiles >= 2.0 * gpu.num_sms) {
@@ -181,7 +186,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("padding", [problem](const Point& p) -> Violation {
+  spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
     if (m > 64 && m / 2 >= 4 * rows) {
@@ -190,7 +195,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("traffic", [problem](const Point& p) -> Violation {
+  spare("traffic", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
     const int n = p.at("BLOCK_SIZE_N");

@@ -47,6 +47,9 @@ void from_json(const nlohmann::ordered_json& json, Point& point);  // throws Err
 struct Constraint {
   std::string name;  // short and stable: rejected points are counted under it
   std::function<std::optional<std::string>(const Point&)> violation;
+  // The point would run, and right: a search just need not try it. Such rules may change while
+  // tables stay valid.
+  bool spares_search = false;
 };
 
 struct Rejection {
@@ -59,9 +62,9 @@ class SearchSpace {
   std::vector<Parameter> parameters;
   std::vector<Constraint> constraints;
 
-  std::uint64_t size() const;              // number of raw points, legal or not
-  Point at(std::uint64_t index) const;     // mixed radix, the last parameter varies fastest
-  Point reference() const;                 // every parameter's reference value
+  std::uint64_t size() const;           // number of raw points, legal or not
+  Point at(std::uint64_t index) const;  // mixed radix, the last parameter varies fastest
+  Point reference() const;              // every parameter's reference value
   const Parameter* find(std::string_view name) const;
   // The first rule that `point` breaks; also rejects points that miss a parameter or hold a value
   // outside the parameter's list when `strict` (a table may hold a value off the grid).

@@ -96,7 +96,9 @@ std::optional<std::string> illegal_step(const Step& step, const Gpu& gpu, const 
   }
   // `both` is the union of what any search may have written. Strict: a value outside the lists was
   // never tried, and the rules need not expect it.
-  const auto rejection = variant.space(gpu, problem, stage, Fp8Mode::both).reject(step.point, true);
+  SearchSpace space = variant.space(gpu, problem, stage, Fp8Mode::both);
+  std::erase_if(space.constraints, [](const Constraint& c) { return c.spares_search; });
+  const auto rejection = space.reject(step.point, true);
   if (!rejection) return std::nullopt;
   return fmt::format("{}: {}", rejection->rule, rejection->reason);
 }

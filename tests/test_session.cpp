@@ -289,6 +289,16 @@ TEST_CASE("search: a full disk ends it with one error; journal and table stay re
   CHECK(fake.run(rest, true).table.complete);
 }
 
+TEST_CASE("search: a smaller search makes no entry of the table worse") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  const Plan best = fake.run(evaluator).table.entries.at(32).plan;
+  fake.settings.strategy = "random";
+  fake.settings.num_random = 1;
+  fake.settings.token_counts = {32};
+  CHECK(fake.run(evaluator).table.entries.at(32).plan == best);
+}
+
 TEST_CASE("search: tuning some token counts of a complete table again leaves it complete") {
   FakeSearch fake;
   FakeEvaluator evaluator;

@@ -119,9 +119,9 @@ class ProgressListener final : public SearchListener {
   void trial_ended(const Trial& trial, bool resumed) override { progress_.update(trial, resumed); }
   void entry_chosen(std::int64_t num_tokens, const TableEntry& entry) override {
     progress_.clear();
-    spdlog::info("{} tokens: layer {}, {} against the reference point{}", num_tokens,
-                 time_text(entry.timing.median_us, entry.source, "us"), speedup_text(entry.speedup),
-                 entry.tie ? ", a tie" : "");
+    spdlog::info("{} token{}: layer {}, {} against the reference point{}", num_tokens,
+                 num_tokens == 1 ? "" : "s", time_text(entry.timing.median_us, entry.source, " us"),
+                 speedup_text(entry.speedup), entry.tie ? ", a tie" : "");
   }
   void finish() { progress_.finish(); }
 

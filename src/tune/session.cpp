@@ -25,6 +25,13 @@ constexpr double kLayerBand = 1.03;
 
 using Pair = std::array<Proposals, 2>;
 
+bool allows(const Pair& proposals, const Plan& plan) {
+  const Step* first = plan.find(to_string(Stage::gemm1));
+  const Step* second = plan.find(to_string(Stage::gemm2));
+  return plan.steps.size() == 2 && first != nullptr && second != nullptr &&
+         proposals[0].allows(*first) && proposals[1].allows(*second);
+}
+
 class Session {
  public:
   Session(Evaluator& evaluator, const Problem& problem, const SearchSettings& settings,
@@ -38,7 +45,7 @@ class Session {
         runner_(evaluator, journal, stop, listener),
         listener_(listener),
         result_(result),
-        was_complete_(is_complete_on_disk()) {}
+        before_(table_on_disk()) {}
 
   void run();
   void end();
@@ -46,10 +53,10 @@ class Session {
  private:
   std::future<Pair> propose(std::size_t index) const;
   void write();
-  bool is_complete_on_disk() const;
+  std::optional<Table> table_on_disk() const;
+  Plan known_plan(std::int64_t num_tokens) const;
   std::vector<Trial> tune_stage(Proposals& proposals, Proposals* later, const Plan& reference);
-  std::optional<TableEntry> tune_layer(std::int64_t num_tokens, const Plan& reference,
-                                       bool may_stay,
+  std::optional<TableEntry> tune_layer(const Pair& proposals, const Plan& reference,
                                        const std::array<std::vector<Trial>, 2>& finals);
   std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
 
@@ -61,7 +68,7 @@ class Session {
   Runner runner_;
   SearchListener& listener_;
   SearchResult& result_;
-  bool was_complete_;
+  std::optional<Table> before_;               // of an earlier search
   std::uint64_t num_looks_ = 0;               // what a budget of trials counts
   std::uint64_t num_left_ = 0;                // token counts to go
   std::array<std::vector<Plan>, 2> winners_;  // of the token count before
@@ -92,11 +99,7 @@ void Session::run() {
     std::array<std::vector<Trial>, 2> finals;
     finals[0] = tune_stage(proposals[0], &proposals[1], reference);
     finals[1] = tune_stage(proposals[1], nullptr, reference);
-    const bool may_stay =
-        std::all_of(reference.steps.begin(), reference.steps.end(), [&](const Step& step) {
-          return proposals[step.op == to_string(Stage::gemm1) ? 0 : 1].allows(step);
-        });
-    const std::optional<TableEntry> entry = tune_layer(num_tokens, reference, may_stay, finals);
+    const std::optional<TableEntry> entry = tune_layer(proposals, reference, finals);
     if (!entry) {
       result_.missing.push_back(num_tokens);
       listener_.note(
@@ -118,20 +121,27 @@ void Session::run() {
 void Session::write() {
   journal_.sync();
   Table table = result_.table;
-  if (table.complete && was_complete_ && !result_.table_path.empty()) {
+  if (table.complete && before_ && before_->complete && !result_.table_path.empty()) {
     const Table merged = read_table(result_.table_path);
     table.entries.insert(merged.entries.begin(), merged.entries.end());
   }
   result_.table_path = write_table(table_dir_, table);
 }
 
-bool Session::is_complete_on_disk() const {
+std::optional<Table> Session::table_on_disk() const {
   const auto path = std::filesystem::path(table_dir_) / table_file_name(result_.table.identity);
   try {
-    return std::filesystem::exists(path) && read_table(path.string()).complete;
+    if (std::filesystem::exists(path)) return read_table(path.string());
   } catch (const Error&) {
-    return false;  // no table of ours: write_table sets it aside
+    // No table of ours: write_table sets it aside.
   }
+  return {};
+}
+
+// What the table says so far competes again, so that a smaller search makes no entry worse.
+Plan Session::known_plan(std::int64_t num_tokens) const {
+  if (!before_ || !before_->entries.contains(num_tokens)) return {};
+  return before_->entries.at(num_tokens).plan;
 }
 
 std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
@@ -152,6 +162,9 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
 
   std::vector<Plan> seeds;
   if (const Step* step = reference.find(to_string(stage))) seeds.push_back(Plan{{*step}});
+  if (const Plan known = known_plan(num_tokens); const Step* step = known.find(to_string(stage))) {
+    winners.push_back(Plan{{*step}});
+  }
   for (const Plan& plan : winners)
     if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
   const Allowance allowance =
@@ -188,14 +201,17 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
   return finals;
 }
 
-std::optional<TableEntry> Session::tune_layer(std::int64_t num_tokens, const Plan& reference,
-                                              bool may_stay,
+std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan& reference,
                                               const std::array<std::vector<Trial>, 2>& finals) {
+  const std::int64_t num_tokens = proposals[0].num_tokens();
   std::vector<Plan> plans{reference};
+  const auto add = [&plans](const Plan& plan) {
+    if (std::find(plans.begin(), plans.end(), plan) == plans.end()) plans.push_back(plan);
+  };
+  if (const Plan known = known_plan(num_tokens); allows(proposals, known)) add(known);
   for (const Trial& first : pick(finals[0], kLayerChoices, kLayerBand)) {
     for (const Trial& second : pick(finals[1], kLayerChoices, kLayerBand)) {
-      Plan plan{{first.plan.steps.front(), second.plan.steps.front()}};
-      if (plan != reference) plans.push_back(std::move(plan));
+      add(Plan{{first.plan.steps.front(), second.plan.steps.front()}});
     }
   }
   const std::uint64_t measured_before = num_measured();
@@ -204,7 +220,7 @@ std::optional<TableEntry> Session::tune_layer(std::int64_t num_tokens, const Pla
   TableEntry entry;
   for (const Trial& trial : layers)
     if (trial.plan == reference) entry.reference_us = trial.timing.median_us;
-  if (!may_stay) {
+  if (!allows(proposals, reference)) {
     std::erase_if(layers, [&](const Trial& trial) { return trial.plan == reference; });
   }
   entry.tie = settle(layers, &reference, settings_.variants);

@@ -201,6 +201,16 @@ TEST_CASE("validate: every kind of illegal plan is named") {
               "unknown op 'gemm3'"));
 }
 
+TEST_CASE("validate: a point that a search need not try is legal") {
+  Table table = sample_table();
+  table.entries[4096] = entry_at(table.identity, 4096, 300);  // 1024 rows an expert in tiles of 64
+  const Problem problem{table.identity.shape, Dtype::bf16, 4096, {}, 0};
+  const SearchSpace space =
+      find_variant("portable").space(known_gpu("h200"), problem, Stage::gemm1, Fp8Mode::both);
+  REQUIRE(space.reject(table.entries.at(4096).plan.steps.at(0).point));
+  CHECK(static_report(table).good());
+}
+
 TEST_CASE("validate: recorded and predicted times are never accepted as measured") {
   for (const Source source : {Source::recorded, Source::predicted}) {
     Table table = sample_table();

@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -87,6 +88,8 @@ int exit_code_of(const std::vector<TableReport>& reports) {
 }
 
 int validate(const ValidateOptions& options) {
+  if (std::isnan(options.max_regression_pct))  // which no range check refuses
+    throw Error(ErrorKind::usage, "--max-regression: nan is no percentage; give 0 to 1000");
   check_writable_place(options.junit);
   const DeviceChoice device = choose_device(options.device);
   const bool has_gpu = !device.gpu.offline;

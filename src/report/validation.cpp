@@ -73,8 +73,8 @@ std::string validation_text(const TableReport& report) {
     return fmt::format("UNREADABLE  {}\n", one_line(report.error->what()));
   const TableIdentity& identity = report.identity;
   std::string text =
-      fmt::format("{}\n{}, {}, {}, {} entries\n", report.path, identity.gpu, identity.shape.model,
-                  to_string(identity.dtype), report.entries.size());
+      fmt::format("{}\n{}, {}, {}, {} entries\n", one_line(report.path), one_line(identity.gpu),
+                  one_line(identity.shape.model), to_string(identity.dtype), report.entries.size());
   if (!report.entries.empty()) {
     TextTable table({"tokens", "recorded us", "speedup", "now us", "reference us", "rel_err", "<"});
     for (const EntryReport& entry : report.entries) {

@@ -112,6 +112,19 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     if (gpu.cc() < 89) return "no e4m3 matrix instructions before sm_89";
     return {};
   });
+  rule("block_shape", [](const Point& p) -> Violation {
+    // Measured on an H200 (results/NVIDIA_H200/notes.md): none of these came within noise of the
+    // best where rows are many, nor ahead of it where they are few.
+    if (p.at("NUM_WARPS") > 16) {
+      return fmt::format("{} warps: at most 64 registers a thread and one block an SM",
+                         p.at("NUM_WARPS"));
+    }
+    if (p.at("BLOCK_SIZE_M") > 256 || p.at("BLOCK_SIZE_N") > 256) {
+      return fmt::format("a {}x{} tile leaves one block an SM, and its barriers stall all of it",
+                         p.at("BLOCK_SIZE_M"), p.at("BLOCK_SIZE_N"));
+    }
+    return {};
+  });
   rule("split_k_fused", [](const Point& p) -> Violation {
     if (p.at("SPLIT_K") > 1 && p.value_or("FUSE_SWIGLU", 0) == 1) {
       return "partial sums of a split K cannot go through SwiGLU in the epilogue";

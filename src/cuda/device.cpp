@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <fstream>
+
 #include "core/error.hpp"
 
 namespace moetune {
@@ -19,6 +21,21 @@ int attribute(cudaDeviceAttr which, int ordinal) {
   return value;
 }
 
+// "580.159.04", as the kernel module says; "CUDA 13.0" where it does not.
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::string word;
+  while (file >> word) {  // the version is the first word with dots and digits only
+    if (word.find('.') != std::string::npos &&
+        word.find_first_not_of("0123456789.") == std::string::npos) {
+      return word;
+    }
+  }
+  int driver = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  return fmt::format("CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+}
+
 Gpu describe(int ordinal) {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties");
@@ -28,8 +45,6 @@ Gpu describe(int ordinal) {
   } catch (const Error&) {
     gpu = Gpu{};
   }
-  int driver = 0;
-  check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
   gpu.name = properties.name;
   gpu.cc_major = properties.major;
   gpu.cc_minor = properties.minor;
@@ -38,7 +53,7 @@ Gpu describe(int ordinal) {
   gpu.smem_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, ordinal);
   gpu.l2_bytes = properties.l2CacheSize;
   gpu.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
-  gpu.driver = fmt::format("CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+  gpu.driver = driver_version();
   gpu.offline = false;
   return gpu;
 }

@@ -68,8 +68,10 @@ struct Search {
   int run(const std::vector<std::string>& more) const { return wait_for(start(more)); }
   // Waits until the journal has `num` trials, or the child has ended.
   void wait_for_trials(pid_t child, int num) const {
-    while (waitpid(child, nullptr, WNOHANG | WNOWAIT) == 0) {
-      if (num_trials() >= num) return;
+    siginfo_t ended{};
+    while (num_trials() < num) {
+      REQUIRE(waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT) == 0);
+      if (ended.si_pid != 0) return;
       usleep(2000);
     }
   }

@@ -11,7 +11,9 @@ struct EmbeddedFile {
   std::string_view text;
 };
 
-std::span<const EmbeddedFile> embedded_kernels();  // kernels/**/*.{cu,cuh,hpp} that NVRTC may include
-std::span<const EmbeddedFile> embedded_configs();  // configs/models/*.json, the table schema
+// The kernel sources and what NVRTC may include from them.
+std::span<const EmbeddedFile> embedded_kernels();
+// configs/models/*.json and the table schema.
+std::span<const EmbeddedFile> embedded_configs();
 
 }  // namespace moetune

@@ -17,11 +17,11 @@ struct Gpu {
   int smem_per_sm = 0;     // bytes
   std::int64_t l2_bytes = 0;
   std::int64_t memory_bytes = 0;
-  double read_gbps = 0;     // achievable read bandwidth, GB/s; 0 when unknown
-  double bf16_tflops = 0;   // achievable dense matrix rates; 0 when unknown
+  double read_gbps = 0;    // achievable read bandwidth, GB/s; 0 when unknown
+  double bf16_tflops = 0;  // achievable dense matrix rates; 0 when unknown
   double fp8_tflops = 0;
-  std::string driver;       // empty for an offline GPU
-  bool offline = false;     // nothing can run: times are recorded or predicted
+  std::string driver;    // empty for an offline GPU
+  bool offline = false;  // nothing can run: times are recorded or predicted
 
   int cc() const { return cc_major * 10 + cc_minor; }
 };

@@ -15,7 +15,9 @@ enum class Dtype { bf16, fp8_block, fp8_tensor };
 
 std::string_view to_string(Dtype dtype);
 Dtype parse_dtype(std::string_view text);  // throws Error(usage) naming the nearest dtype
-inline bool is_fp8(Dtype dtype) { return dtype != Dtype::bf16; }
+inline bool is_fp8(Dtype dtype) {
+  return dtype != Dtype::bf16;
+}
 
 // x[T,H], w13[E,2I,H] (gate rows 0..I-1, up rows I..2I-1), w2[E,H,I], top-K routing.
 // As one GPU sees it: after --tp has divided I and --ep has divided E.

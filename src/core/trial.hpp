@@ -23,7 +23,7 @@ enum class Source { measured, recorded, predicted };
 std::string_view to_string(Stage stage);
 std::string_view to_string(TrialStatus status);
 std::string_view to_string(Source source);
-Stage parse_stage(std::string_view text);          // these three throw Error(input)
+Stage parse_stage(std::string_view text);  // these three throw Error(input)
 TrialStatus parse_status(std::string_view text);
 Source parse_source(std::string_view text);
 
@@ -67,7 +67,7 @@ struct Trial {
   // is against the reference on the same quantised inputs. 0 when not measured.
   double quantisation_err = 0;
   double compile_ms = 0;
-  int registers = 0;   // per thread, the most over the plan's GEMM kernels
+  int registers = 0;  // per thread, the most over the plan's GEMM kernels
   int spill_bytes = 0;
   int smem_bytes = 0;  // per block, the most over the plan's GEMM kernels
   Timing timing;

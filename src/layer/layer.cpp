@@ -73,26 +73,22 @@ std::shared_ptr<const Cubin> must_compile(Compiler& compiler, const KernelSource
   return cubin;
 }
 
-void check_memory(const Problem& problem, bool with_fp8) {
-  std::size_t free = 0;
-  std::size_t total = 0;
-  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+}  // namespace
+
+void check_fits(const Problem& problem, bool with_fp8, double free_bytes) {
   double need = weight_bytes(problem.shape, Dtype::bf16);
   if (with_fp8) need += weight_bytes(problem.shape, Dtype::fp8_block);
   // Activations of a call and the reference's fp32 copies.
   const double slots = static_cast<double>(problem.num_tokens * problem.shape.top_k);
   need += slots *
           static_cast<double>(16 * problem.shape.intermediate_size + 8 * problem.shape.hidden_size);
-  if (need > static_cast<double>(free)) {
+  if (need > free_bytes) {
     throw Error(ErrorKind::device,
                 fmt::format("{} with {} tokens needs about {:.1f} GB of GPU memory, {:.1f} GB are "
                             "free; use --tp or --ep to take a shard, or fewer tokens",
-                            problem.shape.model, problem.num_tokens, need / 1e9,
-                            static_cast<double>(free) / 1e9));
+                            problem.shape.model, problem.num_tokens, need / 1e9, free_bytes / 1e9));
   }
 }
-
-}  // namespace
 
 std::int64_t max_row_tiles(std::int64_t num_slots, std::int64_t num_experts, int block_m) {
   return std::min(num_slots, num_slots / block_m + std::min(num_experts, num_slots));
@@ -119,7 +115,10 @@ Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& co
     throw Error(ErrorKind::input, fmt::format("{} experts; the sort kernel holds at most {}",
                                               s.num_experts, kMaxExperts));
   }
-  check_memory(problem, with_fp8);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  check_fits(problem, with_fp8, static_cast<double>(free));
   const auto fill = [&](Buffer& buffer, std::int64_t count, std::int64_t k, std::uint64_t seed) {
     buffer = Buffer(bytes(count, 2));
     launch(stream_, judge_.kernel("moetune_reference::fill_normal_bf16"),

@@ -127,6 +127,9 @@ class Layer {
   Buffer out_;  // bf16 [T, H]
 };
 
+// Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.
+void check_fits(const Problem& problem, bool with_fp8, double free_bytes);
+
 // Largest number of row tiles any routing can need.
 std::int64_t max_row_tiles(std::int64_t num_slots, std::int64_t num_experts, int block_m);
 

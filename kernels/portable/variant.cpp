@@ -202,7 +202,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
-    if (m > 64 && m / 2 >= 4 * rows) {
+    if (m > 64 && m >= 8 * rows) {
       return fmt::format("{} rows a tile for {:.1f} rows an expert: half the tile would do", m,
                          rows);
     }

@@ -184,12 +184,27 @@ TEST_CASE("offline: a recorded point has its recorded time, others are scaled to
   CHECK(trial.registers > 16);
   const Trial scaled = evaluator->evaluate(other);
   CHECK(scaled.source == Source::predicted);
-  CHECK(scaled.timing.median_us == doctest::Approx(3 * other_us));
+  CHECK(scaled.timing.median_us == doctest::Approx(std::max(3 * other_us, 1.03 * 3 * known_us)));
 
   Request elsewhere = known;
   elsewhere.num_tokens = 128;
   CHECK(evaluator->evaluate(elsewhere).source == Source::predicted);
   CHECK(evaluator->evaluate(request(Stage::gemm2)).source == Source::predicted);
+}
+
+TEST_CASE("offline: a point without a record is never ahead of the fastest recorded one") {
+  const Request slow = request(Stage::gemm1);
+  const Request fast = request(Stage::gemm1, {{"BLOCK_SIZE_N", 32}});
+  const Folder results;
+  record(results.path, "a.jsonl", identity(),
+         {{measured(slow, 1e6), 0, 1.0}, {measured(fast, 9e5), 0, 1.0}});
+  const auto evaluator = offline(results.path);
+  for (const int warps : {2, 4, 8}) {
+    const Trial trial =
+        evaluator->evaluate(request(Stage::gemm1, {{"BLOCK_SIZE_N", 128}, {"NUM_WARPS", warps}}));
+    CHECK(trial.source == Source::predicted);
+    CHECK(trial.timing.median_us >= 1.03 * 9e5);
+  }
 }
 
 TEST_CASE("offline: the most careful record of a plan counts") {

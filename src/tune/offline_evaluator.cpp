@@ -1,5 +1,6 @@
 // Trials without a GPU: compiled and rejected for real, timed from records or by a model.
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -49,8 +50,9 @@ class OfflineEvaluator : public Evaluator {
       trial.timing = record->timing;
       trial.screened_out = record->screened_out;
     } else {
-      const double time_us = scale(request.stage, request.num_tokens) *
-                             predict_us(request.stage, problem, request.plan);
+      const Calibration& known = calibration(request.stage, request.num_tokens);
+      const double time_us =
+          std::max(known.floor_us, known.scale * predict_us(request.stage, problem, request.plan));
       trial.timing = {.median_us = time_us, .p10_us = time_us, .p90_us = time_us};
     }
     return trial;
@@ -64,33 +66,40 @@ class OfflineEvaluator : public Evaluator {
     return sum_us;
   }
 
-  // The median of recorded over predicted time: without it a model that is too hopeful would
-  // prefer the points that nobody has measured to those that somebody has.
-  double scale(Stage stage, std::int64_t num_tokens) {
-    const auto [known, is_new] = scales_.try_emplace({stage, num_tokens}, 1.0);
+  // What the records of a stage say about the model.
+  struct Calibration {
+    double scale = 1;     // median of recorded over predicted time
+    double floor_us = 0;  // a point that nobody measured is not placed ahead of, or in a tie with,
+                          // the fastest that somebody did
+  };
+
+  const Calibration& calibration(Stage stage, std::int64_t num_tokens) {
+    const auto [known, is_new] = calibrations_.try_emplace({stage, num_tokens});
     if (!is_new) return known->second;
     Problem problem = problem_;
     problem.num_tokens = num_tokens;
     std::vector<double> ratios;
+    double fastest_us = std::numeric_limits<double>::infinity();
     for (const auto& [key, record] : records_.at(stage, num_tokens)) {
       try {
-        ratios.push_back(record.trial.timing.median_us /
-                         predict_us(stage, problem, record.trial.plan));
+        const double predicted_us = predict_us(stage, problem, record.trial.plan);
+        ratios.push_back(record.trial.timing.median_us / predicted_us);
+        fastest_us = std::min(fastest_us, record.trial.timing.median_us);
       } catch (const Error&) {
         // A plan of kernels that are no more says nothing about today's.
       }
     }
-    if (ratios.empty()) return 1.0;
+    if (ratios.empty()) return known->second;
     const auto middle = ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
     std::nth_element(ratios.begin(), middle, ratios.end());
-    return known->second = *middle;
+    return known->second = {*middle, 1.03 * fastest_us};
   }
 
   Gpu gpu_;
   Problem problem_;
   Records records_;
   Compiler compiler_;
-  std::map<std::pair<Stage, std::int64_t>, double> scales_;
+  std::map<std::pair<Stage, std::int64_t>, Calibration> calibrations_;
 };
 
 }  // namespace

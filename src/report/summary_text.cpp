@@ -59,8 +59,8 @@ std::string layer_table(const Table& table) {
               step_text(entry.plan, "gemm2", mixed),
               time_text(entry.timing.median_us, entry.source),
               time_text(entry.reference_us, entry.source), speedup_text(entry.speedup),
-              fmt::format("{:.5f}", entry.rel_err), std::string(to_string(entry.source)),
-              entry.tie ? "tie" : ""});
+              entry.source == Source::measured ? fmt::format("{:.5f}", entry.rel_err) : "-",
+              std::string(to_string(entry.source)), entry.tie ? "tie" : ""});
   }
   std::string notes(kLegend);
   if (variants.size() == 1) notes += fmt::format("kernel variant: {}\n", *variants.begin());

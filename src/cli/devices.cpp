@@ -17,7 +17,7 @@ struct Listed {
 
 std::vector<Listed> list_devices() {
   std::vector<Listed> devices;
-  for (const Gpu& gpu : list_gpus()) devices.push_back({std::to_string(devices.size()), gpu});
+  for (const Gpu& gpu : list_gpus()) devices.push_back({std::to_string(gpu.ordinal), gpu});
   for (const auto& [name, gpu] : known_gpus()) devices.push_back({"offline:" + name, gpu});
   return devices;
 }
@@ -56,7 +56,10 @@ std::string devices_text(const std::vector<Listed>& devices) {
                rate(gpu.read_gbps), rate(gpu.bf16_tflops), rate(gpu.fp8_tflops)});
   }
   std::string text = table.text();
-  if (devices.front().gpu.offline) text += "\nNo usable GPU here: --device auto is offline:h200.\n";
+  if (devices.front().gpu.offline) {
+    text +=
+        fmt::format("\nNo usable GPU here ({}): --device auto is offline:h200.\n", why_no_gpu());
+  }
   return text;
 }
 

@@ -101,7 +101,7 @@ DeviceChoice choose_device(const std::string& text) {
     return {-1, known_gpu(std::string_view(text).substr(kOfflinePrefix.size()))};
   const std::vector<Gpu> present = list_gpus();
   if (text == "auto") {
-    if (!present.empty()) return {0, present.front()};
+    if (!present.empty()) return {present.front().ordinal, present.front()};
     DeviceChoice offline{-1, known_gpu("h200")};
     spdlog::info("no usable GPU here: working offline for {}, nothing is measured",
                  offline.gpu.name);
@@ -110,16 +110,15 @@ DeviceChoice choose_device(const std::string& text) {
   int ordinal = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), ordinal);
   if (error == std::errc() && end == text.data() + text.size() && ordinal >= 0) {
-    if (static_cast<std::size_t>(ordinal) >= present.size()) throw no_such_gpu(text, present);
-    return {ordinal, present[static_cast<std::size_t>(ordinal)]};
+    for (const Gpu& gpu : present)
+      if (gpu.ordinal == ordinal) return {ordinal, gpu};
+    throw no_such_gpu(text, present);
   }
-  for (std::size_t i = 0; i < present.size(); ++i) {
-    if (text == present[i].name || text == file_name(present[i]))
-      return {static_cast<int>(i), present[i]};
-  }
+  for (const Gpu& gpu : present)
+    if (text == gpu.name || text == file_name(gpu)) return {gpu.ordinal, gpu};
   const std::string name = known_gpu(text).name;  // throws, with the nearest, for an unknown one
-  for (std::size_t i = 0; i < present.size(); ++i)
-    if (name == present[i].name) return {static_cast<int>(i), present[i]};
+  for (const Gpu& gpu : present)
+    if (name == gpu.name) return {gpu.ordinal, gpu};
   throw no_such_gpu(text, present);
 }
 

@@ -22,6 +22,7 @@ struct Gpu {
   double fp8_tflops = 0;
   std::string driver;    // empty for an offline GPU
   bool offline = false;  // nothing can run: times are recorded or predicted
+  int ordinal = -1;      // CUDA's number of a GPU of this machine
 
   int cc() const { return cc_major * 10 + cc_minor; }
 };

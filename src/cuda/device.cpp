@@ -55,6 +55,7 @@ Gpu describe(int ordinal) {
   gpu.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
   gpu.driver = driver_version();
   gpu.offline = false;
+  gpu.ordinal = ordinal;
   return gpu;
 }
 
@@ -79,6 +80,13 @@ std::vector<Gpu> list_gpus() {
     }
   }
   return gpus;
+}
+
+std::string why_no_gpu() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return "";
+  return cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status);
 }
 
 Stream::Stream() {

@@ -14,6 +14,8 @@ namespace moetune {
 
 // The GPUs that can run something; empty without a driver. Never throws.
 std::vector<Gpu> list_gpus();
+// CUDA's reason when there is none; "" when there is one.
+std::string why_no_gpu();
 
 // Throws Error(device) naming `what` and CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);

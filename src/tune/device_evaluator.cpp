@@ -78,12 +78,13 @@ class DeviceEvaluator final : public Evaluator {
 
 Gpu select_gpu(int ordinal) {
   const auto gpus = list_gpus();
-  if (ordinal < 0 || ordinal >= static_cast<int>(gpus.size())) {
-    throw Error(ErrorKind::device,
-                fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
+  for (const Gpu& gpu : gpus) {
+    if (gpu.ordinal != ordinal) continue;
+    check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
+    return gpu;
   }
-  check_cuda(cudaSetDevice(ordinal), "cudaSetDevice");
-  return gpus[static_cast<std::size_t>(ordinal)];
+  throw Error(ErrorKind::device,
+              fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
 }
 
 DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,

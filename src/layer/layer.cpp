@@ -166,9 +166,10 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
   const LayerShape& s = problem.shape;
   const std::int64_t values = problem.num_tokens * s.hidden_size;
   batch->x = Buffer(bytes(values, 2));
+  const unsigned long long x_seed = problem.seed * 4 + 3;
   launch(stream_, judge_.kernel("moetune_reference::fill_normal_bf16"),
          LaunchShape{dim3(4096), 256}, batch->x.get(), static_cast<long long>(values), 1.0f,
-         static_cast<unsigned long long>(problem.seed * 4 + 3));
+         x_seed);
   if (weights_.w13_q.size() > 0) {
     const bool block = fp8_dtype() == Dtype::fp8_block;
     batch->x_q = Buffer(bytes(values, 1));
@@ -187,7 +188,7 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
     routing.sorted.sorted_slots = Buffer(data.topk_ids.size() * 4);
     routing.sorted.expert_offsets = Buffer(bytes(s.num_experts + 1, 4));
     routing.sorted.counts = Buffer(bytes(s.num_experts, 4));
-    routing.sorted.num_tiles = Buffer(2 * 4);
+    routing.sorted.num_tiles = Buffer(bytes(2, 4));
     for (Buffer& tiles : routing.sorted.tiles) {
       tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), 8));
     }
@@ -203,7 +204,9 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   if (stage != Stage::gemm2) {
     const auto& c = gemm1->config;
     if (c.output == Output::bf16) gate_up_.reserve(bytes(slots * c.size_n, 2));
-    if (c.output == Output::partial) gate_up_.reserve(bytes(slots * c.size_n, 4 * gemm1->split_k));
+    if (c.output == Output::partial) {
+      gate_up_.reserve(bytes(slots * c.size_n * gemm1->split_k, 4));
+    }
     activation_.reserve(bytes(slots * s.intermediate_size, 2));
     const bool fp8 = gemm2 != nullptr ? gemm2->fp8() : gemm1->fp8();
     if (fp8) {

@@ -54,8 +54,9 @@ class Judge {
 
   void convert(const Matrix& in, std::int64_t rows, std::int64_t columns, float* fp32,
                void* bf16) const {
-    launch(layer_.stream(), kernel("reference_convert"), per_element(rows * columns), in,
-           static_cast<long long>(columns), static_cast<long long>(rows * columns), fp32, bf16);
+    const long long count = rows * columns;
+    launch(layer_.stream(), kernel("reference_convert"), per_element(count), in,
+           static_cast<long long>(columns), count, fp32, bf16);
   }
 
  private:
@@ -98,10 +99,10 @@ void make_reference(Layer& layer, TokenBatch& batch, bool fp8) {
         judge.gemm(x, weight(w.w13, w.w13_q, w.w13_scale, 2 * s.intermediate_size, s.hidden_size),
                    static_cast<int>(s.top_k), 2 * s.intermediate_size, s.hidden_size);
     reference->activation = Buffer(bytes(slots * s.intermediate_size, 4));
-    launch(layer.stream(), judge.kernel("reference_swiglu"),
-           per_element(slots * s.intermediate_size), gate_up.get<float>(),
-           static_cast<int>(s.intermediate_size),
-           static_cast<long long>(slots * s.intermediate_size), reference->activation.get<float>());
+    const long long count = slots * s.intermediate_size;
+    launch(layer.stream(), judge.kernel("reference_swiglu"), per_element(count),
+           gate_up.get<float>(), static_cast<int>(s.intermediate_size), count,
+           reference->activation.get<float>());
     layer.stream().synchronize();  // before gate_up goes
   }
   Matrix activation{reference->activation.get(), nullptr, Format::fp32, 1, 1};

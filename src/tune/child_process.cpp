@@ -51,6 +51,7 @@ std::string describe_end(int status, const std::string& program) {
 
 ChildProcess::ChildProcess(const std::vector<std::string>& argv) : program_(argv.at(0)) {
   std::vector<char*> arguments;
+  arguments.reserve(argv.size() + 1);
   for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
 

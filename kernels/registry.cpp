@@ -4,6 +4,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "kernels/hopper/host.hpp"
 #include "kernels/portable/host.hpp"
 #include "kernels/variant.hpp"
 
@@ -13,6 +14,7 @@ const std::vector<std::unique_ptr<Variant>>& variants() {
   static const auto list = [] {
     std::vector<std::unique_ptr<Variant>> all;
     all.push_back(make_portable());
+    all.push_back(make_hopper());
     return all;
   }();
   return list;

@@ -12,6 +12,7 @@
 #include "core/point.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
+#include "kernels/common/params.hpp"
 
 namespace moetune {
 
@@ -29,6 +30,25 @@ struct KernelSource {
   std::vector<std::string> options;      // beside the architecture and the common ones
 };
 
+// How a point's GEMM is launched, and what the kernels around it must know of it.
+struct GemmLaunch {
+  int num_threads = 0;   // of a block
+  int smem_bytes = 0;    // dynamic, of a block
+  int block_m = 0;       // rows of a tile: what the sort's tile list is made for
+  int tile_columns = 0;  // output columns of a tile
+  int group_m = 1;       // row tiles walked together; 0: column-major walk
+  int split_k = 1;
+  bool fp8 = false;
+  Output output = Output::bf16;
+  // Persistent kernels: blocks an SM, each of which takes tile after tile. 0: a block a tile.
+  int blocks_per_sm = 0;
+  // Rows of the 128-byte wide boxes in which the copy engine (TMA) reads an operand; 0: it does
+  // not.
+  int w_box_rows = 0;
+  int a_box_rows = 0;
+  bool uses_tma() const { return w_box_rows > 0; }
+};
+
 class Variant {
  public:
   virtual ~Variant() = default;
@@ -42,9 +62,7 @@ class Variant {
   // The GEMM kernel of a legal point. It does not depend on num_tokens: one cubin serves all.
   virtual KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
                               const Point& point) const = 0;
-  // Dynamic shared memory and threads of one block of that kernel.
-  virtual int smem_bytes(const Problem& problem, Stage stage, const Point& point) const = 0;
-  virtual int num_threads(const Point& point) const = 0;
+  virtual GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const = 0;
   // Predicted microseconds of the stage from bytes, flops and waves: an ordering, not a
   // measurement.
   virtual double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
@@ -58,8 +76,5 @@ const Variant& find_variant(std::string_view name);  // throws Error(input) nami
 // The reference point that speedups are measured against: BLOCK_SIZE 64, 4 warps, 2 stages, FP8
 // off, adapted only where the dtype needs it. A plan of the portable variant's gemm1 and gemm2.
 Plan reference_plan(const Gpu& gpu, const Problem& problem);
-
-// The kernels around the GEMMs (sort, quantise, activation, combine) that this problem needs.
-std::vector<KernelSource> support_sources(const Gpu& gpu, const Problem& problem);
 
 }  // namespace moetune

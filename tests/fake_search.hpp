@@ -35,8 +35,9 @@ class FakeVariant final : public Variant {
     return space;
   }
   KernelSource source(const Gpu&, const Problem&, Stage, const Point&) const override { return {}; }
-  int smem_bytes(const Problem&, Stage, const Point&) const override { return 0; }
-  int num_threads(const Point&) const override { return 128; }
+  GemmLaunch launch(const Problem&, Stage, const Point&) const override {
+    return {.num_threads = 128};
+  }
   double predict_us(const Gpu&, const Problem&, Stage, const Point& point) const override {
     return point.at("BLOCK_SIZE_N");  // deliberately not what is measured
   }

@@ -33,8 +33,9 @@ TEST_CASE("portable: legal points fit the GPU, whichever GPU and dtype") {
             enumerate(variant.space(gpu, problem, Stage::gemm1, default_fp8_mode(dtype)));
         CHECK(legal.points.size() >= 50);
         for (const Point& point : legal.points) {
-          REQUIRE(variant.smem_bytes(problem, Stage::gemm1, point) <= gpu.smem_per_block);
-          REQUIRE(variant.num_threads(point) <= 1024);
+          const GemmLaunch launch = variant.launch(problem, Stage::gemm1, point);
+          REQUIRE(launch.smem_bytes <= gpu.smem_per_block);
+          REQUIRE(launch.num_threads <= 1024);
           REQUIRE(warps_m(gemm_config(problem, Stage::gemm1, point)) > 0);
           REQUIRE(variant.predict_us(gpu, problem, Stage::gemm1, point) > 0);
         }
@@ -88,9 +89,10 @@ TEST_CASE("portable: the reference point compiles without spills and with the th
     CAPTURE(cubin.error);
     REQUIRE(cubin.ok());
     const Resources& used = cubin.kernels.at(0).resources;
+    const int num_threads = variant.launch(problem, Stage::gemm2, point).num_threads;
     CHECK(used.stack_bytes == 0);
-    CHECK(used.max_threads == variant.num_threads(point));
+    CHECK(used.max_threads == num_threads);
     CHECK(used.registers <= 255);
-    CHECK(resource_defect(cubin.kernels[0], cubin.log, variant.num_threads(point)).empty());
+    CHECK(resource_defect(cubin.kernels[0], cubin.log, num_threads).empty());
   }
 }

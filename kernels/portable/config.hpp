@@ -1,22 +1,10 @@
 // The portable grouped GEMM's configuration: host value and template argument at once.
-// Compiled by the host compiler and by NVRTC, so it includes nothing.
+// Compiled by the host compiler and by NVRTC.
 #pragma once
 
+#include "common/params.hpp"
+
 namespace moetune {
-
-// How fp32 scales apply to e4m3 operands.
-enum class Scales : int {
-  none,    // bf16 operands
-  block,   // activations 1x128 along K, weights 128x128
-  tensor,  // one per activation row, one per expert's weight matrix
-};
-
-// What happens to the accumulators.
-enum class Output : int {
-  bf16,     // rounded and stored
-  swiglu,   // silu(gate) * up in registers, rounded and stored: half the columns
-  partial,  // fp32 partial sums of one K split; the next kernel adds them up
-};
 
 // Every field is written at every use: an omitted one would silently be 0.
 struct GemmConfig {
@@ -27,10 +15,8 @@ struct GemmConfig {
   Output output;
   int size_n;  // weight rows an expert has: 2I (gemm1) or H (gemm2)
   int size_k;  // H (gemm1) or I (gemm2)
-  int top_k;   // activation row = slot / top_k: K for gemm1, 1 for gemm2
+  int top_k;   // gemm1: rows are gathered, row = slot / top_k; 0: rows lie packed
 };
-
-constexpr int kScaleGroup = 128;
 
 constexpr int row_bytes(const GemmConfig& c) {
   return c.block_k * (c.fp8 ? 1 : 2);

@@ -1,35 +1,18 @@
-// Portable grouped GEMM of a mixture-of-experts layer: out[slot, n] = sum_k a[row(slot), k] w[e, n,
-// k].
+// Portable grouped GEMM of a mixture-of-experts layer: out[p, n] = sum_k a[row(p), k] w[e, n, k]
+// for the positions p of each expert e's slots (common/params.hpp). GEMM1 gathers row(p) = slot /
+// top_k; GEMM2's rows lie packed: row(p) = p.
 //
-// A slot is a (token, choice) pair: slot = token * top_k + choice. The sort kernel groups slots by
-// expert without padding and lists row tiles {expert, first position}; rows are gathered through
-// that list, and a row's result goes back to its own slot, so that no later kernel needs the
-// permutation.
-//
-// A tile's life: one thread block takes one tile (block_m slots x block_n weight rows, one split of
-// K). cp.async brings K steps of block_k into a ring of num_stages shared-memory stages, 16-byte
-// chunks XOR-swizzled so that ldmatrix meets no bank conflict. Each warp multiplies its part with
-// mma.sync into fp32 registers. bf16 and e4m3 share every byte address: an mma takes 32 bytes of K
-// of either. With block scales, 128 of K go to a temporary that is scaled into the accumulators.
+// A tile's life: one thread block takes one tile (block_m positions x block_n weight rows, one
+// split of K). cp.async brings K steps of block_k into a ring of num_stages shared-memory stages,
+// 16-byte chunks XOR-swizzled so that ldmatrix meets no bank conflict. Each warp multiplies its
+// part with mma.sync into fp32 registers. bf16 and e4m3 share every byte address: an mma takes 32
+// bytes of K of either. With block scales, 128 of K go to a temporary that is scaled into the
+// accumulators.
+#include "common/params.hpp"
 #include "common/ptx.cuh"
 #include "portable/config.hpp"
 
 namespace moetune {
-
-struct GemmParams {
-  const void* a;              // [rows, size_k] bf16 or e4m3; row = slot / top_k
-  const void* w;              // [experts, size_n, size_k]
-  void* out;                  // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
-  const float* a_scale;       // block: [rows, size_k / 128]; tensor: [rows]
-  const float* w_scale;       // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
-  const int* sorted_slots;    // [num_slots] slots grouped by expert
-  const int* expert_offsets;  // [experts + 1]
-  const int2* tiles;          // [*num_tiles] {expert, first position in sorted_slots}
-  const int* num_tiles;
-  int num_slots;
-  int group_m;  // row tiles walked together; 0: column-major walk
-  int split_k;
-};
 
 // Chunk of 16 bytes -> where it lies in its row.
 template <int kChunks>
@@ -58,7 +41,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   static_assert(kWarpsM > 0 && kThreads % (kChunks * 8) == 0, "the host's rules let this pass");
 
   extern __shared__ __align__(128) u8 smem[];
-  int* const tile_slots = reinterpret_cast<int*>(smem + C.num_stages * stage_bytes(C));
+  int* const tile_rows = reinterpret_cast<int*>(smem + C.num_stages * stage_bytes(C));
 
   const int thread = threadIdx.x;
   const int warp = thread / 32;
@@ -85,12 +68,16 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
     row_tile = first + within % rows;
     column_tile = within / rows;
   }
-  const int2 tile = p.tiles[row_tile];
-  const int expert = tile.x;
-  const int num_rows = min(C.block_m, p.expert_offsets[expert + 1] - tile.y);
+  const RowTile tile = p.tiles[row_tile];
+  const int expert = tile.expert;
+  const int num_rows = tile.num_rows;
   const int column0 = column_tile * kTileColumns;
   for (int r = thread; r < C.block_m; r += kThreads) {
-    tile_slots[r] = r < num_rows ? p.sorted_slots[tile.y + r] : -1;
+    int row = tile.first + r;
+    if constexpr (C.top_k > 0) {
+      if (r < num_rows) row = p.sorted_slots[row] / C.top_k;
+    }
+    tile_rows[r] = r < num_rows ? row : -1;
   }
   __syncthreads();
 
@@ -106,9 +93,9 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 #pragma unroll
   for (int i = 0; i < kALoads; ++i) {
     const int r = load_row + i * kLoadRows;
-    const int slot = r < C.block_m ? tile_slots[r] : -1;
-    a_valid[i] = slot >= 0;
-    a_offset[i] = a_valid[i] ? static_cast<u32>(slot / C.top_k * (kRowPitch / 16)) : 0;
+    const int row = r < C.block_m ? tile_rows[r] : -1;
+    a_valid[i] = row >= 0;
+    a_offset[i] = a_valid[i] ? static_cast<u32>(row * (kRowPitch / 16)) : 0;
   }
   // Fused: groups of 8 tile rows alternate between gate and up rows of the same columns, so that
   // a thread holds both halves of an output element.
@@ -148,9 +135,9 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       scale_source[i] = p.a_scale;
       scale_valid[i] = false;
       if (item < C.block_m) {
-        const int slot = tile_slots[item];
-        scale_valid[i] = slot >= 0;
-        if (slot >= 0) scale_source[i] += static_cast<i64>(slot / C.top_k) * kScaleColumns;
+        const int row = tile_rows[item];
+        scale_valid[i] = row >= 0;
+        if (row >= 0) scale_source[i] += static_cast<i64>(row) * kScaleColumns;
       } else if (item < kScalesPerGroup) {
         constexpr int kHalves = kFused ? 2 : 1;
         const int block_index = item - C.block_m;
@@ -372,13 +359,12 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = warp_m * 16 + m * kRowStride + lane / 4 + half * 8;
-      const int slot = tile_slots[r];
-      if (slot < 0) continue;
+      if (r >= num_rows) continue;
       float scale = 1.0f;
-      if constexpr (C.scales == Scales::tensor) scale = expert_scale * p.a_scale[slot / C.top_k];
+      if constexpr (C.scales == Scales::tensor) scale = expert_scale * p.a_scale[tile_rows[r]];
       const i64 row = C.output == Output::partial
-                          ? (static_cast<i64>(split) * p.num_slots + slot) * kOutColumns
-                          : static_cast<i64>(slot) * kOutColumns;
+                          ? (static_cast<i64>(split) * p.num_slots + tile.first + r) * kOutColumns
+                          : static_cast<i64>(tile.first + r) * kOutColumns;
 #pragma unroll
       for (int n = 0; n < kNTiles; n += kFused ? 2 : 1) {
         const int tile_column = (warp_n * kNTiles + n) * 8;

@@ -5,24 +5,13 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "kernels/expected.hpp"
 #include "kernels/portable/config.hpp"
 #include "kernels/portable/host.hpp"
 #include "kernels/variant.hpp"
 
 namespace moetune {
 namespace {
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// Rows an expert gets on average among those that get any, and how many experts that is.
-double active_experts(const Problem& problem) {
-  return std::max(1.0, expected_active_experts(problem.shape, problem.num_tokens));
-}
-double mean_rows(const Problem& problem) {
-  return static_cast<double>(problem.num_tokens * problem.shape.top_k) / active_experts(problem);
-}
 
 // Tiles of a point's grid, expected.
 double expected_tiles(const Problem& problem, Stage stage, const Point& point) {
@@ -48,10 +37,7 @@ class Portable final : public Variant {
                     Fp8Mode fp8) const override;
   KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
                       const Point& point) const override;
-  int smem_bytes(const Problem& problem, Stage stage, const Point& point) const override {
-    return moetune::smem_bytes(gemm_config(problem, stage, point));
-  }
-  int num_threads(const Point& point) const override { return point.at("NUM_WARPS") * 32; }
+  GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const override;
   double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                     const Point& point) const override;
 };
@@ -244,6 +230,18 @@ KernelSource Portable::source(const Gpu&, const Problem& problem, Stage stage,
           {}};
 }
 
+GemmLaunch Portable::launch(const Problem& problem, Stage stage, const Point& point) const {
+  const GemmConfig c = gemm_config(problem, stage, point);
+  return {.num_threads = moetune::num_threads(c),
+          .smem_bytes = moetune::smem_bytes(c),
+          .block_m = c.block_m,
+          .tile_columns = c.output == Output::swiglu ? c.block_n / 2 : c.block_n,
+          .group_m = point.at("ORDER") == 1 ? 0 : point.at("GROUP_SIZE_M"),
+          .split_k = point.at("SPLIT_K"),
+          .fp8 = c.fp8 == 1,
+          .output = c.output};
+}
+
 // Roofline with waves: bytes over bandwidth and padded flops over an mma.sync rate that grows with
 // the tile, the last wave counted whole. An ordering, not a measurement.
 double Portable::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
@@ -296,7 +294,7 @@ GemmConfig gemm_config(const Problem& problem, Stage stage, const Point& point) 
                                                                                : Output::bf16,
                     .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
                     .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
-                    .top_k = first ? narrow(shape.top_k) : 1};
+                    .top_k = first ? narrow(shape.top_k) : 0};
 }
 
 std::unique_ptr<Variant> make_portable() {
@@ -316,46 +314,6 @@ Plan reference_plan(const Gpu&, const Problem&) {
   Point first = point;
   first.set("FUSE_SWIGLU", 0);
   return Plan{{{"gemm1", "portable", first}, {"gemm2", "portable", point}}};
-}
-
-std::string activate_expression(ActivateInput input, ActivateOutput output) {
-  const char* in = input == ActivateInput::bf16      ? "bf16"
-                   : input == ActivateInput::gate_up ? "gate_up"
-                                                     : "partial";
-  const char* out = output == ActivateOutput::bf16        ? "none"
-                    : output == ActivateOutput::fp8_block ? "block"
-                                                          : "tensor";
-  return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
-}
-
-KernelSource small_kernels(Dtype dtype) {
-  KernelSource source{"portable/small_kernels.cu",
-                      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_scan",
-                       "moetune::sort_scatter", "moetune::combine"},
-                      {}};
-  for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
-    source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
-  }
-  const auto fp8 =
-      dtype == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor : ActivateOutput::fp8_block;
-  for (const ActivateInput input :
-       {ActivateInput::bf16, ActivateInput::gate_up, ActivateInput::partial}) {
-    source.expressions.push_back(activate_expression(input, fp8));
-  }
-  return source;
-}
-
-KernelSource reference_kernels() {
-  return {"reference/reference.cu",
-          {"moetune_reference::reference_group", "moetune_reference::reference_gemm",
-           "moetune_reference::reference_swiglu", "moetune_reference::reference_quantise",
-           "moetune_reference::reference_convert", "moetune_reference::reference_combine",
-           "moetune_reference::fill_normal_bf16", "moetune_reference::compare"},
-          {}};
-}
-
-std::vector<KernelSource> support_sources(const Gpu&, const Problem& problem) {
-  return {small_kernels(problem.dtype), reference_kernels()};
 }
 
 }  // namespace moetune

@@ -182,6 +182,14 @@ __global__ void reference_combine(const float* y, const float* topk_weights, int
   out[i] = sum;
 }
 
+// out[positions[row], :] = in[row, :], by bytes: rows in the order in which they are packed.
+__global__ void reference_pack(const u8* in, const int* positions, i64 row_bytes, u8* out) {
+  const i64 row = blockIdx.x;
+  for (i64 i = threadIdx.x; i < row_bytes; i += blockDim.x) {
+    out[positions[row] * row_bytes + i] = in[row * row_bytes + i];
+  }
+}
+
 // Fills with normal numbers: Box-Muller over a counter-based hash (splitmix64's finaliser), so that
 // element i of stream `seed` is the same on every GPU.
 __device__ unsigned long long mix(unsigned long long z) {
@@ -203,22 +211,24 @@ __global__ void fill_normal_bf16(u16* out, i64 count, float deviation, unsigned 
 }
 
 // Compares `got` (a matrix of any format) with `want` (fp32), row by row: one thread block a row.
+// Row r of `want` is row positions[r] of `got`, or r where there are no positions.
 // result[0] += sum (got - want)^2, result[1] += sum want^2; max_error = the worst element's
 // |got - want| / (|want| + rms(want row)), as ordered bits; not_finite counts elements that are
 // not.
 __global__ void __launch_bounds__(256)
-    compare(Matrix got, const float* want, int columns, double* result, unsigned* max_error,
-            unsigned long long* not_finite) {
+    compare(Matrix got, const int* positions, const float* want, int columns, double* result,
+            unsigned* max_error, unsigned long long* not_finite) {
   __shared__ double sums[2][256];
   __shared__ float worst[256];
   const i64 row = blockIdx.x;
+  const i64 got_row = positions != nullptr ? positions[row] : row;
   const int thread = threadIdx.x;
   double error = 0;
   double norm = 0;
   unsigned bad = 0;
   for (int c = thread; c < columns; c += 256) {
     const float expected = want[row * columns + c];
-    const float difference = element(got, row, c, columns) - expected;
+    const float difference = element(got, got_row, c, columns) - expected;
     if (!(fabsf(difference) <= 3.0e38f)) {
       ++bad;
       continue;
@@ -241,7 +251,7 @@ __global__ void __launch_bounds__(256)
   float largest = 0;
   for (int c = thread; c < columns; c += 256) {
     const float expected = want[row * columns + c];
-    const float difference = fabsf(element(got, row, c, columns) - expected);
+    const float difference = fabsf(element(got, got_row, c, columns) - expected);
     largest = fmaxf(largest, difference / fmaxf(fabsf(expected) + rms, 1.0e-30f));
   }
   worst[thread] = largest;

@@ -13,6 +13,7 @@
 #include "cli/problem_options.hpp"
 #include "core/error.hpp"
 #include "jit/compiler.hpp"
+#include "kernels/support/support.hpp"
 #include "kernels/variant.hpp"
 #include "report/progress.hpp"
 #include "report/text_table.hpp"
@@ -222,7 +223,7 @@ int compile_kernels(const CompileOptions& options) {
     }
     std::vector<KernelSource> sources = gemm_sources(gpu, options);
     const std::size_t num_gemms = sources.size();
-    for (KernelSource& source : support_sources(gpu, problem)) {
+    for (KernelSource& source : support_sources(problem)) {
       sources.push_back(std::move(source));
     }
     results.push_back(compile_arch(gpu, std::move(sources), num_gemms, options));

@@ -6,53 +6,10 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "cuda/tensor_map.hpp"
 
 namespace moetune {
 namespace {
-
-// Mirrors of the device structs; the layouts are the same by the rules both compilers follow.
-struct GemmParams {
-  const void* a;
-  const void* w;
-  void* out;
-  const float* a_scale;
-  const float* w_scale;
-  const int* sorted_slots;
-  const int* expert_offsets;
-  const void* tiles;
-  const int* num_tiles;
-  int num_slots;
-  int group_m;
-  int split_k;
-};
-struct SortParams {
-  const int* topk_ids;
-  int* sorted_slots;
-  int* expert_offsets;
-  int* counts;
-  void* tiles[2];
-  int* num_tiles[2];
-  int block_m[2];
-  int num_slots;
-  int num_experts;
-};
-struct QuantiseParams {
-  const void* in;
-  void* out;
-  float* scale;
-  int rows;
-  int columns;
-  int splits;
-};
-struct CombineParams {
-  const void* y;
-  const float* topk_weights;
-  void* out;
-  int num_tokens;
-  int top_k;
-  int columns;
-  int splits;
-};
 
 constexpr int kSmallSortSlots = 16 * 1024;
 constexpr int kSortThreads = 1024;
@@ -95,12 +52,9 @@ std::int64_t max_row_tiles(std::int64_t num_slots, std::int64_t num_experts, int
 }
 
 GemmStep gemm_step(const Problem& problem, const Step& step, cudaKernel_t kernel) {
-  GemmStep ready;
-  ready.config = gemm_config(problem, step.op == "gemm1" ? Stage::gemm1 : Stage::gemm2, step.point);
-  ready.kernel = kernel;
-  ready.group_m = step.point.at("ORDER") == 1 ? 0 : step.point.at("GROUP_SIZE_M");
-  ready.split_k = step.point.at("SPLIT_K");
-  allow_smem(kernel, static_cast<unsigned>(smem_bytes(ready.config)));
+  const Stage stage = step.op == "gemm1" ? Stage::gemm1 : Stage::gemm2;
+  GemmStep ready{find_variant(step.variant).launch(problem, stage, step.point), kernel};
+  allow_smem(kernel, static_cast<unsigned>(ready.shape.smem_bytes));
   return ready;
 }
 
@@ -186,11 +140,11 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
     routing.topk_weights = Buffer(data.topk_weights.size() * 4);
     routing.topk_weights.upload(data.topk_weights.data(), data.topk_weights.size() * 4);
     routing.sorted.sorted_slots = Buffer(data.topk_ids.size() * 4);
-    routing.sorted.expert_offsets = Buffer(bytes(s.num_experts + 1, 4));
+    routing.sorted.positions = Buffer(data.topk_ids.size() * 4);
     routing.sorted.counts = Buffer(bytes(s.num_experts, 4));
     routing.sorted.num_tiles = Buffer(bytes(2, 4));
     for (Buffer& tiles : routing.sorted.tiles) {
-      tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), 8));
+      tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), sizeof(RowTile)));
     }
     batch->routings.push_back(std::move(routing));
   }
@@ -202,28 +156,36 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   const LayerShape& s = problem_.shape;
   const std::int64_t slots = batch.num_slots();
   if (stage != Stage::gemm2) {
-    const auto& c = gemm1->config;
-    if (c.output == Output::bf16) gate_up_.reserve(bytes(slots * c.size_n, 2));
-    if (c.output == Output::partial) {
-      gate_up_.reserve(bytes(slots * c.size_n * gemm1->split_k, 4));
-    }
-    activation_.reserve(bytes(slots * s.intermediate_size, 2));
-    const bool fp8 = gemm2 != nullptr ? gemm2->fp8() : gemm1->fp8();
-    if (fp8) {
-      activation_q_.reserve(bytes(slots * s.intermediate_size, 1));
-      activation_scale_.reserve(
-          bytes(slots * (s.intermediate_size + kScaleGroup - 1) / kScaleGroup, 4));
-    }
+    const GemmLaunch& c = gemm1->shape;
+    const std::int64_t columns = 2 * s.intermediate_size;
+    if (c.output == Output::bf16) gate_up_.reserve(bytes(slots * columns, 2));
+    if (c.output == Output::partial) gate_up_.reserve(bytes(slots * columns * c.split_k, 4));
+  }
+  activation_.reserve(bytes(slots * s.intermediate_size, 2));
+  if ((gemm2 != nullptr ? gemm2 : gemm1)->fp8()) {
+    activation_q_.reserve(bytes(slots * s.intermediate_size, 1));
+    activation_scale_.reserve(
+        bytes(slots * ((s.intermediate_size + kScaleGroup - 1) / kScaleGroup), 4));
   }
   if (stage != Stage::gemm1) {
-    y_.reserve(bytes(slots * s.hidden_size,
-                     gemm2->config.output == Output::partial ? 4 * gemm2->split_k : 2));
+    const GemmLaunch& c = gemm2->shape;
+    y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
     out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
   }
 }
 
 void Layer::sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch) {
   for (int r = 0; r < static_cast<int>(batch.routings.size()); ++r) sort(gemm1, gemm2, batch, r);
+  if (gemm1 != nullptr) return;
+  const ReferenceOutput& reference = *batch.reference[gemm2->fp8() ? 1 : 0];
+  const auto pack = [&](const Buffer& in, const Buffer& out) {
+    launch(stream_, judge_.kernel("moetune_reference::reference_pack"),
+           LaunchShape{dim3(static_cast<unsigned>(batch.num_slots())), 256}, in.get(),
+           batch.routings[0].sorted.positions.get<int>(),
+           static_cast<long long>(in.size()) / batch.num_slots(), out.get());
+  };
+  pack(reference.gemm2_input, gemm2->fp8() ? activation_q_ : activation_);
+  if (gemm2->fp8()) pack(reference.gemm2_scale, activation_scale_);
 }
 
 void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch, int routing) {
@@ -231,13 +193,13 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch
   SortParams p{};
   p.topk_ids = r.topk_ids.get<int>();
   p.sorted_slots = r.sorted.sorted_slots.get<int>();
-  p.expert_offsets = r.sorted.expert_offsets.get<int>();
+  p.positions = r.sorted.positions.get<int>();
   p.counts = r.sorted.counts.get<int>();
   for (int i = 0; i < 2; ++i) {
     const GemmStep* step = i == 0 ? gemm1 : gemm2;
-    p.tiles[i] = r.sorted.tiles[i].get();
+    p.tiles[i] = r.sorted.tiles[i].get<RowTile>();
     p.num_tiles[i] = r.sorted.num_tiles.get<int>() + i;
-    p.block_m[i] = step != nullptr ? step->config.block_m : 0;
+    p.block_m[i] = step != nullptr ? step->shape.block_m : 0;
   }
   p.num_slots = narrow(batch.num_slots());
   p.num_experts = narrow(problem_.shape.num_experts);
@@ -254,36 +216,63 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch
   launch(stream_, small_.kernel("moetune::sort_scatter"), shape(grid, kSortThreads), p);
 }
 
-void Layer::gemm(const GemmStep& step, int which, const void* a, const float* a_scale,
-                 const void* w, const float* w_scale, void* out, TokenBatch& batch, int routing) {
+void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
+  const LayerShape& s = problem_.shape;
   const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
-  const GemmConfig& c = step.config;
-  const GemmParams p{a,
-                     w,
-                     out,
-                     a_scale,
-                     w_scale,
-                     sorted.sorted_slots.get<int>(),
-                     sorted.expert_offsets.get<int>(),
-                     sorted.tiles[which].get(),
-                     sorted.num_tiles.get<int>() + which,
-                     narrow(batch.num_slots()),
-                     step.group_m,
-                     step.split_k};
-  const int columns = c.output == Output::swiglu ? c.size_n / 2 : c.size_n;
-  const int tile = c.output == Output::swiglu ? c.block_n / 2 : c.block_n;
-  const std::int64_t tiles =
-      max_row_tiles(batch.num_slots(), problem_.shape.num_experts, c.block_m) *
-      ((columns + tile - 1) / tile);
-  LaunchShape shape = this->shape(tiles, static_cast<unsigned>(num_threads(c)));
-  shape.grid.y = static_cast<unsigned>(step.split_k);
-  shape.smem_bytes = static_cast<unsigned>(smem_bytes(c));
-  launch(stream_, step.kernel, shape, p);
+  const GemmLaunch& c = step.shape;
+  const bool first = stage == Stage::gemm1;
+  const int which = first ? 0 : 1;
+  const std::int64_t size_n = first ? 2 * s.intermediate_size : s.hidden_size;
+  const std::int64_t size_k = first ? s.hidden_size : s.intermediate_size;
+  GemmParams p{};
+  if (first) {
+    p.a = (c.fp8 ? batch.x_q : batch.x).get();
+    p.a_scale = c.fp8 ? batch.x_scale.get<float>() : nullptr;
+    p.w = (c.fp8 ? weights_.w13_q : weights_.w13).get();
+    p.w_scale = c.fp8 ? weights_.w13_scale.get<float>() : nullptr;
+    p.out = (c.output == Output::swiglu       ? activation_
+             : c.output == Output::swiglu_fp8 ? activation_q_
+                                              : gate_up_)
+                .get();
+    p.out_scale = activation_scale_.get<float>();
+  } else {
+    p.a = (c.fp8 ? activation_q_ : activation_).get();
+    p.a_scale = c.fp8 ? activation_scale_.get<float>() : nullptr;
+    p.w = (c.fp8 ? weights_.w2_q : weights_.w2).get();
+    p.w_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr;
+    p.out = y_.get();
+  }
+  p.sorted_slots = sorted.sorted_slots.get<int>();
+  p.tiles = sorted.tiles[which].get<RowTile>();
+  p.num_tiles = sorted.num_tiles.get<int>() + which;
+  p.num_slots = narrow(batch.num_slots());
+  p.group_m = c.group_m;
+  p.split_k = c.split_k;
+
+  const bool halves = c.output == Output::swiglu || c.output == Output::swiglu_fp8;
+  const std::int64_t columns = halves ? size_n / 2 : size_n;
+  const std::int64_t tiles = max_row_tiles(batch.num_slots(), s.num_experts, c.block_m) *
+                             ((columns + c.tile_columns - 1) / c.tile_columns);
+  const std::int64_t resident = std::int64_t{c.blocks_per_sm} * gpu_.num_sms;
+  LaunchShape shape = this->shape(resident > 0 ? std::min(tiles, resident) : tiles,
+                                  static_cast<unsigned>(c.num_threads));
+  shape.grid.y = static_cast<unsigned>(c.split_k);
+  shape.smem_bytes = static_cast<unsigned>(c.smem_bytes);
+  if (!c.uses_tma()) {
+    launch(stream_, step.kernel, shape, p);
+    return;
+  }
+  const std::int64_t element = c.fp8 ? 1 : 2;
+  const TensorMap w(p.w, s.num_experts * size_n, size_k, element, c.w_box_rows);
+  const TensorMap a = c.a_box_rows > 0
+                          ? TensorMap(p.a, batch.num_slots(), size_k, element, c.a_box_rows)
+                          : TensorMap();
+  launch(stream_, step.kernel, shape, p, w.value, a.value);
 }
 
 void Layer::activate(ActivateInput input, bool to_fp8, const void* in, void* out, float* scale,
                      std::int64_t rows, std::int64_t columns, int splits) {
-  const QuantiseParams p{in, out, scale, narrow(rows), narrow(columns), splits};
+  const ActivateParams p{in, out, scale, narrow(rows), narrow(columns), splits};
   const auto output = !to_fp8                            ? ActivateOutput::bf16
                       : fp8_dtype() == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor
                                                          : ActivateOutput::fp8_block;
@@ -305,48 +294,36 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
     }
   }
   if (stage != Stage::gemm2) {
-    const bool fp8 = gemm1->fp8();
-    const bool to_fp8 = gemm2 != nullptr ? gemm2->fp8() : fp8;
-    const bool fused = gemm1->config.output == Output::swiglu;
-    gemm(*gemm1, 0, fp8 ? batch.x_q.get() : batch.x.get(),
-         fp8 ? batch.x_scale.get<float>() : nullptr,
-         fp8 ? weights_.w13_q.get() : weights_.w13.get(),
-         fp8 ? weights_.w13_scale.get<float>() : nullptr,
-         fused ? activation_.get() : gate_up_.get(), batch, routing);
-    const void* source = fused ? activation_.get() : gate_up_.get();
-    const auto input = fused                                     ? ActivateInput::bf16
-                       : gemm1->config.output == Output::partial ? ActivateInput::partial
-                                                                 : ActivateInput::gate_up;
-    if (!fused || to_fp8) {
-      activate(input, to_fp8, source, to_fp8 ? activation_q_.get() : activation_.get(),
-               activation_scale_.get<float>(), slots, s.intermediate_size, gemm1->split_k);
+    const Output output = gemm1->shape.output;
+    const bool to_fp8 = (gemm2 != nullptr ? gemm2 : gemm1)->fp8();
+    gemm(Stage::gemm1, *gemm1, batch, routing);
+    const bool done = output == Output::swiglu_fp8 || (output == Output::swiglu && !to_fp8);
+    if (!done) {
+      const auto input = output == Output::swiglu    ? ActivateInput::bf16
+                         : output == Output::partial ? ActivateInput::partial
+                                                     : ActivateInput::gate_up;
+      activate(input, to_fp8, (output == Output::swiglu ? activation_ : gate_up_).get(),
+               (to_fp8 ? activation_q_ : activation_).get(), activation_scale_.get<float>(), slots,
+               s.intermediate_size, gemm1->shape.split_k);
     }
   }
   if (stage != Stage::gemm1) {
-    const bool fp8 = gemm2->fp8();
-    const void* a = fp8 ? activation_q_.get() : activation_.get();
-    const float* a_scale = fp8 ? activation_scale_.get<float>() : nullptr;
-    if (!whole) {
-      const ReferenceOutput& reference = *batch.reference[fp8 ? 1 : 0];
-      a = reference.gemm2_input.get();
-      a_scale = fp8 ? reference.gemm2_scale.get<float>() : nullptr;
-    }
-    gemm(*gemm2, 1, a, a_scale, fp8 ? weights_.w2_q.get() : weights_.w2.get(),
-         fp8 ? weights_.w2_scale.get<float>() : nullptr, y_.get(), batch, routing);
+    gemm(Stage::gemm2, *gemm2, batch, routing);
     const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
     const CombineParams p{y_.get(),
+                          r.sorted.positions.get<int>(),
                           r.topk_weights.get<float>(),
                           out_.get(),
                           narrow(batch.problem.num_tokens),
                           narrow(s.top_k),
                           narrow(s.hidden_size),
-                          gemm2->config.output == Output::partial ? gemm2->split_k : 0};
+                          gemm2->shape.output == Output::partial ? gemm2->shape.split_k : 0};
     const std::int64_t threads = batch.problem.num_tokens * s.hidden_size / 8;
     launch(stream_, small_.kernel("moetune::combine"), shape((threads + 255) / 256, 256), p);
   }
 }
 
-Matrix Layer::result(Stage stage, const GemmStep& last, const TokenBatch&) const {
+Matrix Layer::result(Stage stage, const GemmStep& last) const {
   if (stage != Stage::gemm1) return {out_.get(), nullptr, Format::bf16, 1, 1};
   if (!last.fp8()) return {activation_.get(), nullptr, Format::bf16, 1, 1};
   const int group =

@@ -10,7 +10,8 @@
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 #include "cuda/launch.hpp"
-#include "kernels/portable/host.hpp"
+#include "kernels/support/support.hpp"
+#include "kernels/variant.hpp"
 #include "layer/routing.hpp"
 
 namespace moetune {
@@ -34,11 +35,11 @@ struct Weights {
 
 // What the sort kernel writes for one routing.
 struct Sorted {
-  Buffer sorted_slots;    // int [num_slots]
-  Buffer expert_offsets;  // int [E + 1]
-  Buffer counts;          // int [E], scratch
-  Buffer tiles[2];        // int2 [max tiles], for GEMM1's and GEMM2's BLOCK_SIZE_M
-  Buffer num_tiles;       // int [2]
+  Buffer sorted_slots;  // int [num_slots]
+  Buffer positions;     // int [num_slots]
+  Buffer counts;        // int [E], scratch
+  Buffer tiles[2];      // RowTile [max tiles], for GEMM1's and GEMM2's BLOCK_SIZE_M
+  Buffer num_tiles;     // int [2]
 };
 
 struct DeviceRouting {
@@ -51,7 +52,7 @@ struct DeviceRouting {
 struct ReferenceOutput {
   Buffer activation;   // fp32 [num_slots, I], after requantisation for fp8
   Buffer out;          // fp32 [T, H]
-  Buffer gemm2_input;  // the activation as GEMM2 reads it: bf16 or e4m3
+  Buffer gemm2_input;  // the activation in GEMM2's format, bf16 or e4m3, by slot
   Buffer gemm2_scale;  // fp32, fp8 only
 };
 
@@ -67,11 +68,9 @@ struct TokenBatch {
 
 // A GEMM step ready to launch.
 struct GemmStep {
-  GemmConfig config{};
+  GemmLaunch shape;
   cudaKernel_t kernel = nullptr;
-  int group_m = 1;  // 0: column-major walk
-  int split_k = 1;
-  bool fp8() const { return config.fp8 == 1; }
+  bool fp8() const { return shape.fp8; }
 };
 GemmStep gemm_step(const Problem& problem, const Step& step, cudaKernel_t kernel);
 
@@ -92,14 +91,15 @@ class Layer {
 
   // Reserves what a call with these steps needs; not allowed while capturing.
   void prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch);
-  // Sorts every routing for these steps' tile heights: what a GEMM stage alone finds done.
+  // Sorts every routing for these steps' tile heights, and packs the reference's activation as
+  // routing 0 has it where gemm1 is null: what a GEMM stage alone finds done.
   void sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch);
   // Enqueues one call. gemm1: GEMM1 and activation; gemm2: GEMM2 on the reference's activation and
   // the weighted sum; layer: everything. Unused steps are null.
   void enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch,
                int routing);
-  // Where a stage's result lies, and its number of rows and columns.
-  Matrix result(Stage stage, const GemmStep& last, const TokenBatch& batch) const;
+  // Where a stage's result lies.
+  Matrix result(Stage stage, const GemmStep& last) const;
   // Fills every intermediate and output with NaN bytes.
   void poison();
 
@@ -107,8 +107,7 @@ class Layer {
 
  private:
   void sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch, int routing);
-  void gemm(const GemmStep& step, int which, const void* a, const float* a_scale, const void* w,
-            const float* w_scale, void* out, TokenBatch& batch, int routing);
+  void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
   void activate(ActivateInput input, bool to_fp8, const void* in, void* out, float* scale,
                 std::int64_t rows, std::int64_t columns, int splits);
   LaunchShape shape(std::int64_t grid, unsigned threads) const;
@@ -121,10 +120,10 @@ class Layer {
   Weights weights_;
   bool overlap_ = false;
   // Workspace of one call, reused by the next: calls on one stream follow each other.
-  Buffer gate_up_;  // bf16 [slots, 2I] or fp32 partial sums
-  Buffer activation_, activation_q_, activation_scale_;
-  Buffer y_;    // bf16 [slots, H] or fp32 partial sums
-  Buffer out_;  // bf16 [T, H]
+  Buffer gate_up_;                                       // bf16 [slots, 2I] or fp32 partial sums
+  Buffer activation_, activation_q_, activation_scale_;  // [slots, I], packed
+  Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
+  Buffer out_;                                           // bf16 [T, H]
 };
 
 // Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.

@@ -29,8 +29,8 @@ std::string judge_deviation(const Deviation& deviation, const Tolerance& toleran
   return "";
 }
 
-Deviation compare(const Layer& layer, const Matrix& got, const float* want, std::int64_t rows,
-                  std::int64_t columns) {
+Deviation compare(const Layer& layer, const Matrix& got, const int* positions, const float* want,
+                  std::int64_t rows, std::int64_t columns) {
   struct Result {
     double sums[2];
     unsigned long long not_finite;
@@ -41,7 +41,7 @@ Deviation compare(const Layer& layer, const Matrix& got, const float* want, std:
   check_cuda(cudaMemsetAsync(device.get(), 0, sizeof(Result), layer.stream().get()), "memset");
   auto* const base = device.get<char>();
   launch(layer.stream(), layer.judge().kernel("moetune_reference::compare"),
-         LaunchShape{dim3(static_cast<unsigned>(rows)), 256}, got, want, static_cast<int>(columns),
+         LaunchShape{dim3(static_cast<unsigned>(rows)), 256}, got, positions, want, static_cast<int>(columns),
          static_cast<void*>(base), static_cast<void*>(base + offsetof(Result, max_error)),
          static_cast<void*>(base + offsetof(Result, not_finite)));
   check_cuda(cudaMemcpyAsync(&result, device.get(), sizeof(Result), cudaMemcpyDeviceToHost,

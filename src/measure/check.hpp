@@ -25,8 +25,9 @@ Tolerance tolerance(bool fp8);
 // "" when within; else what is wrong, with numbers. NaN never passes.
 std::string judge_deviation(const Deviation& deviation, const Tolerance& tolerance);
 
-// Compares `got` with fp32 `want`, both [rows, columns]. Waits for the stream.
-Deviation compare(const Layer& layer, const Matrix& got, const float* want, std::int64_t rows,
-                  std::int64_t columns);
+// Compares `got` with fp32 `want`, both [rows, columns]: row r of `want` is row positions[r] of
+// `got`, or r when there are no positions. Waits for the stream.
+Deviation compare(const Layer& layer, const Matrix& got, const int* positions, const float* want,
+                  std::int64_t rows, std::int64_t columns);
 
 }  // namespace moetune

@@ -67,15 +67,14 @@ std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem
     return nullptr;
   }
 
-  const int num_threads = variant.num_threads(step.point);
-  const int dynamic_smem_bytes = variant.smem_bytes(problem, stage, step.point);
+  const GemmLaunch launch = variant.launch(problem, stage, step.point);
   for (const CompiledKernel& kernel : cubin->kernels) {
     const Resources& used = kernel.resources;
-    const int smem_bytes = dynamic_smem_bytes + used.static_smem_bytes;
+    const int smem_bytes = launch.smem_bytes + used.static_smem_bytes;
     trial.registers = std::max(trial.registers, used.registers);
     trial.spill_bytes = std::max(trial.spill_bytes, used.stack_bytes);
     trial.smem_bytes = std::max(trial.smem_bytes, smem_bytes);
-    if (const std::string defect = resource_defect(kernel, cubin->log, num_threads);
+    if (const std::string defect = resource_defect(kernel, cubin->log, launch.num_threads);
         !defect.empty()) {
       const std::size_t colon = defect.find(": ");  // "RULE: reason"
       return reject(trial, defect.substr(0, colon),

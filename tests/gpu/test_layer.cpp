@@ -189,7 +189,7 @@ TEST_CASE("compare: finds one wrong element, one unwritten element and one NaN")
     got[7 * kColumns + 7] = at_7;
     const Buffer device(got.size() * 4);
     device.upload(got.data(), got.size() * 4);
-    return judge_deviation(compare(layer, {device.get(), nullptr, Format::fp32, 1, 1},
+    return judge_deviation(compare(layer, {device.get(), nullptr, Format::fp32, 1, 1}, nullptr,
                                    reference.get<float>(), kRows, kColumns),
                            tolerance(false));
   };
@@ -201,7 +201,7 @@ TEST_CASE("compare: finds one wrong element, one unwritten element and one NaN")
 }
 
 // `count` random points of each GEMM and dtype against the judge, and layers made of them.
-void check_points(std::uint64_t count) {
+void check_points(const Variant& variant, std::uint64_t count) {
   const Gpu gpu = list_gpus()[0];
   struct Case {
     Dtype dtype;
@@ -210,21 +210,23 @@ void check_points(std::uint64_t count) {
   // 2880-like sizes are no multiple of any tile.
   for (const Case& c : {Case{Dtype::bf16, 360, 200}, Case{Dtype::bf16, 512, 256},
                         Case{Dtype::fp8_block, 512, 384}, Case{Dtype::fp8_tensor, 528, 272}}) {
-    if (is_fp8(c.dtype) && gpu.cc() < 89) continue;
+    if (!variant.supports(gpu, c.dtype)) continue;
     const Problem problem = small_problem(c.dtype, c.hidden, c.intermediate);
     EvaluatorOptions options;
     options.num_routings = 2;
     const auto evaluator = make_device_evaluator(0, problem, options);
     std::vector<Step> good[2];
     for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
-      const SearchSpace space =
-          variants()[0]->space(gpu, problem, stage, default_fp8_mode(c.dtype));
+      // As many rows an expert as make every tile height worth trying.
+      Problem searched = problem;
+      searched.num_tokens = 512;
+      const SearchSpace space = variant.space(gpu, searched, stage, default_fp8_mode(c.dtype));
       StrategyOptions random;
       random.count = count;
       random.seed = 3;
       const auto strategy = make_strategy("random", space, random);
       while (const auto point = strategy->next()) {
-        const Step step{std::string(to_string(stage)), "portable", *point};
+        const Step step{std::string(to_string(stage)), std::string(variant.name()), *point};
         const Trial trial =
             evaluator->evaluate({stage, problem.num_tokens, Plan{{step}}, 0, false});
         CAPTURE(to_string(c.dtype));
@@ -250,15 +252,15 @@ void check_points(std::uint64_t count) {
   }
 }
 
-TEST_CASE("portable: random points of every dtype are right on every routing") {
+TEST_CASE("every variant: random points of every dtype are right on every routing") {
   if (no_gpu()) return;
-  check_points(24);
+  for (const auto& variant : variants()) check_points(*variant, 24);
 }
 
 // For compute-sanitizer, whose racecheck takes about half a second a launch.
 TEST_CASE("sanitizer: a few points of every dtype") {
   if (no_gpu()) return;
-  check_points(4);
+  for (const auto& variant : variants()) check_points(*variant, 4);
 }
 
 TEST_CASE("layer: many tokens take the three-launch sort and give the same result") {

@@ -1,25 +1,14 @@
 // The kernels around the grouped GEMMs: sort slots by expert, quantise rows, SwiGLU, weighted sum.
 //
-// slot = token * top_k + choice. Sorting groups slots by expert without padding and lists, for up
-// to two tile heights at once (GEMM1's and GEMM2's), the row tiles {expert, first position}.
+// Sorting groups slots by expert without padding and lists, for up to two tile heights at once
+// (GEMM1's and GEMM2's), the row tiles.
+#include "common/params.hpp"
 #include "common/ptx.cuh"
 
 namespace moetune {
 
 constexpr int kSortThreads = 1024;
 constexpr int kMaxExperts = 1024;
-
-struct SortParams {
-  const int* topk_ids;  // [num_slots]
-  int* sorted_slots;    // [num_slots]
-  int* expert_offsets;  // [num_experts + 1]
-  int* counts;          // [num_experts] large sort only: zero before it, cursors after sort_scan
-  int2* tiles[2];       // [max tiles] {expert, first position}
-  int* num_tiles[2];    // [1]
-  int block_m[2];       // tile heights; 0: not wanted
-  int num_slots;
-  int num_experts;
-};
 
 // Inclusive prefix sum over the block's kSortThreads values.
 __device__ __forceinline__ int block_scan(int value, int* warp_sums) {
@@ -57,7 +46,6 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, const int* co
   if (e == 0) offsets[0] = 0;
   if (e < p.num_experts) offsets[e + 1] = end;
   __syncthreads();
-  for (int i = e; i <= p.num_experts; i += kSortThreads) p.expert_offsets[i] = offsets[i];
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
     const int block_m = p.block_m[which];
@@ -79,7 +67,9 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, const int* co
           high = middle;
         }
       }
-      p.tiles[which][tile] = make_int2(low, offsets[low] + (tile - first_tile[low]) * block_m);
+      const int first = offsets[low] + (tile - first_tile[low]) * block_m;
+      *reinterpret_cast<int4*>(&p.tiles[which][tile]) =
+          make_int4(low, first, min(block_m, offsets[low + 1] - first), 0);
     }
     __syncthreads();
   }
@@ -104,7 +94,9 @@ __global__ void __launch_bounds__(kSortThreads) sort_small(const SortParams p) {
   __syncthreads();
   for (int i = threadIdx.x; i < p.num_slots; i += kSortThreads) {
     const int expert = p.topk_ids[i];
-    p.sorted_slots[offsets[expert] + atomicAdd(&counts[expert], 1)] = i;
+    const int position = offsets[expert] + atomicAdd(&counts[expert], 1);
+    p.sorted_slots[position] = i;
+    p.positions[i] = position;
   }
 }
 
@@ -150,7 +142,10 @@ __global__ void __launch_bounds__(kSortThreads) sort_scatter(const SortParams p)
   const int count = counts[threadIdx.x];
   if (count > 0) starts[threadIdx.x] = atomicAdd(&p.counts[threadIdx.x], count);
   __syncthreads();
-  if (expert >= 0) p.sorted_slots[starts[expert] + rank] = i;
+  if (expert >= 0) {
+    p.sorted_slots[starts[expert] + rank] = i;
+    p.positions[i] = starts[expert] + rank;
+  }
 }
 
 constexpr float kE4m3Max = 448.0f;
@@ -194,21 +189,11 @@ __device__ __forceinline__ void store_8_e4m3(u8* target, const float (&v)[8], fl
   *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
 }
 
-struct QuantiseParams {
-  const void* in;  // kInput::bf16: [rows, columns]; gate_up: [rows, 2 columns]; partial: fp32
-                   // [splits, rows, 2 columns]
-  u8* out;         // e4m3 [rows, columns], or bf16 when the kernel only activates
-  float* scale;    // block: [rows, columns / 128]; tensor: [rows]
-  int rows;
-  int columns;  // a multiple of 8; of 128 for block scales
-  int splits;
-};
-
 enum class Input : int { bf16, gate_up, partial };
 enum class Quantise : int { none, block, tensor };
 
 template <Input kInput>
-__device__ __forceinline__ void read_activated(const QuantiseParams& p, int row, int column,
+__device__ __forceinline__ void read_activated(const ActivateParams& p, int row, int column,
                                                float (&v)[8]) {
   if constexpr (kInput == Input::bf16) {
     load_8(static_cast<const u16*>(p.in) + static_cast<i64>(row) * p.columns + column, v);
@@ -242,7 +227,7 @@ __device__ __forceinline__ void read_activated(const QuantiseParams& p, int row,
 // block/none: 16 threads handle 128 columns, blocks are laid over (row, column group) pairs.
 // tensor: one thread block a row.
 template <Input kInput, Quantise kQuantise>
-__global__ void __launch_bounds__(256) activate(const QuantiseParams p) {
+__global__ void __launch_bounds__(256) activate(const ActivateParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   if constexpr (kQuantise == Quantise::tensor) {
@@ -264,7 +249,8 @@ __global__ void __launch_bounds__(256) activate(const QuantiseParams p) {
     for (int column = threadIdx.x * 8; column < p.columns; column += 256 * 8) {
       float v[8];
       read_activated<kInput>(p, row, column, v);
-      store_8_e4m3(p.out + static_cast<i64>(row) * p.columns + column, v, 1.0f / scale);
+      store_8_e4m3(static_cast<u8*>(p.out) + static_cast<i64>(row) * p.columns + column, v,
+                   1.0f / scale);
     }
   } else {
     const int groups = (p.columns + 127) / 128;
@@ -282,24 +268,15 @@ __global__ void __launch_bounds__(256) activate(const QuantiseParams p) {
       const float scale = e4m3_scale(group_max<16>(amax));
       if (!valid) return;
       if (threadIdx.x % 16 == 0) p.scale[static_cast<i64>(row) * groups + group] = scale;
-      store_8_e4m3(p.out + static_cast<i64>(row) * p.columns + column, v, 1.0f / scale);
+      store_8_e4m3(static_cast<u8*>(p.out) + static_cast<i64>(row) * p.columns + column, v,
+                   1.0f / scale);
     } else if (valid) {
-      store_8(reinterpret_cast<u16*>(p.out) + static_cast<i64>(row) * p.columns + column, v);
+      store_8(static_cast<u16*>(p.out) + static_cast<i64>(row) * p.columns + column, v);
     }
   }
 }
 
-struct CombineParams {
-  const void* y;              // bf16 [num_tokens * top_k, columns], or fp32 [splits, same]
-  const float* topk_weights;  // [num_tokens, top_k]
-  u16* out;                   // bf16 [num_tokens, columns]
-  int num_tokens;
-  int top_k;
-  int columns;  // a multiple of 8
-  int splits;   // 0: y is bf16
-};
-
-// out[t] = sum_k weight[t, k] * y[t * top_k + k], summed in order of k and of splits.
+// out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]], summed in order of k and of splits.
 __global__ void __launch_bounds__(256) combine(const CombineParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -314,13 +291,14 @@ __global__ void __launch_bounds__(256) combine(const CombineParams p) {
   for (int k = 0; k < p.top_k; ++k) {
     const i64 slot = static_cast<i64>(token) * p.top_k + k;
     const float weight = p.topk_weights[slot];
+    const i64 row = p.positions[slot];
     float v[8] = {};
     if (p.splits == 0) {
-      load_8(static_cast<const u16*>(p.y) + slot * p.columns + column, v);
+      load_8(static_cast<const u16*>(p.y) + row * p.columns + column, v);
     } else {
       for (int s = 0; s < p.splits; ++s) {
         const float4* const source = reinterpret_cast<const float4*>(
-            static_cast<const float*>(p.y) + (s * slots + slot) * p.columns + column);
+            static_cast<const float*>(p.y) + (s * slots + row) * p.columns + column);
         const float4 a = source[0];
         const float4 b = source[1];
         v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
@@ -330,7 +308,7 @@ __global__ void __launch_bounds__(256) combine(const CombineParams p) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] += weight * v[i];
   }
-  store_8(p.out + static_cast<i64>(token) * p.columns + column, sum);
+  store_8(static_cast<u16*>(p.out) + static_cast<i64>(token) * p.columns + column, sum);
 }
 
 }  // namespace moetune

@@ -1,0 +1,83 @@
+// What kernels are launched with: the same structs for the host and for NVRTC, so this includes
+// nothing.
+//
+// slot = token * top_k + choice. The sort kernel groups slots by expert without padding; a slot's
+// place in that order is its position. GEMM1 gathers rows of x by slot; everything after it lies in
+// order of positions, "packed", until the weighted sum takes it back to tokens.
+#pragma once
+
+namespace moetune {
+
+// How fp32 scales apply to e4m3 operands.
+enum class Scales : int {
+  none,    // bf16 operands
+  block,   // activations 1x128 along K, weights 128x128
+  tensor,  // one per activation row, one per expert's weight matrix
+};
+constexpr int kScaleGroup = 128;
+
+// What happens to the accumulators.
+enum class Output : int {
+  bf16,        // rounded and stored
+  swiglu,      // silu(gate) * up in registers, rounded and stored: half the columns
+  swiglu_fp8,  // the same, quantised to e4m3 with a scale for 128 columns
+  partial,     // fp32 partial sums of one K split; the next kernel adds them up
+};
+
+// A row tile: at most BLOCK_SIZE_M consecutive positions of one expert.
+struct RowTile {
+  int expert;
+  int first;     // position
+  int num_rows;  // at least 1
+  int unused;
+};
+
+struct GemmParams {
+  const void* a;            // [rows, size_k] bf16 or e4m3
+  const void* w;            // [experts, size_n, size_k]
+  void* out;                // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
+  float* out_scale;         // where the epilogue quantises: [num_slots, columns / 128]
+  const float* a_scale;     // block: [rows, size_k / 128]; tensor: [rows]
+  const float* w_scale;     // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
+  const int* sorted_slots;  // [num_slots] the slot at each position
+  const RowTile* tiles;     // [*num_tiles]
+  const int* num_tiles;
+  int num_slots;
+  int group_m;  // row tiles walked together; 0: column-major walk
+  int split_k;
+};
+
+struct SortParams {
+  const int* topk_ids;  // [num_slots]
+  int* sorted_slots;    // [num_slots]
+  int* positions;       // [num_slots] of each slot
+  int* counts;          // [num_experts] large sort only: zero before it, cursors after sort_scan
+  RowTile* tiles[2];    // GEMM1's and GEMM2's
+  int* num_tiles[2];    // [1]
+  int block_m[2];       // tile heights; 0: not wanted
+  int num_slots;
+  int num_experts;
+};
+
+struct ActivateParams {
+  const void* in;  // Input::bf16: [rows, columns]; gate_up: [rows, 2 columns]; partial: fp32
+                   // [splits, rows, 2 columns]
+  void* out;       // e4m3 [rows, columns], or bf16 when the kernel only activates
+  float* scale;    // block: [rows, columns / 128]; tensor: [rows]
+  int rows;
+  int columns;  // a multiple of 8; of 128 for block scales
+  int splits;
+};
+
+struct CombineParams {
+  const void* y;              // packed: bf16 [num_slots, columns], or fp32 [splits, same]
+  const int* positions;       // [num_slots] of each slot
+  const float* topk_weights;  // [num_tokens, top_k]
+  void* out;                  // bf16 [num_tokens, columns]
+  int num_tokens;
+  int top_k;
+  int columns;  // a multiple of 8
+  int splits;   // 0: y is bf16
+};
+
+}  // namespace moetune

@@ -1,0 +1,183 @@
+// What only Hopper has: barriers that count bytes (mbarrier), the copy engine (TMA), matrix
+// instructions of a whole warpgroup (WGMMA), registers that move between warpgroups (setmaxnreg).
+// PTX ISA: https://docs.nvidia.com/cuda/parallel-thread-execution/
+#pragma once
+
+#include "common/ptx.cuh"
+
+namespace moetune {
+
+// A CUtensorMap by another name: 128 opaque bytes.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals)
+               : "memory");
+}
+// Makes initialised barriers visible to the copy engine.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+// Arrives, and makes the phase wait for `bytes` of the copy engine.
+__device__ __forceinline__ void barrier_expect_bytes(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+// Arrives once all earlier cp.async of this thread have landed.
+__device__ __forceinline__ void barrier_arrive_after_cp_async(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+  u32 done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  }
+}
+
+// Ordinary and cp.async writes to shared memory before, reads by WGMMA after.
+__device__ __forceinline__ void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
+}
+// A box from (row, column) of the map's matrix to `shared`, counted on `barrier`.
+__device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row,
+                                         u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(shared),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void give_up_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+// A K-major operand in shared memory, rows of 128 bytes swizzled over 128 bytes, groups of eight
+// rows 1024 bytes apart and aligned. Adding 2 moves by 32 bytes of K.
+__device__ __forceinline__ u64 matrix_descriptor(u32 shared) {
+  constexpr u64 kSwizzle128 = 1ull << 62;
+  constexpr u64 kGroupPitch = static_cast<u64>(1024 >> 4) << 32;
+  return kSwizzle128 | kGroupPitch | (1ull << 16) | ((shared & 0x3ffff) >> 4);
+}
+
+__device__ __forceinline__ void wgmma_begin() {
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+}
+// Ends a batch and waits for all of it.
+__device__ __forceinline__ void wgmma_end() {
+  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+}
+
+// D[64, N] = A[64, 32 bytes of K] B[N, 32 bytes of K]^T + (accumulate ? D : 0) in fp32. A thread
+// holds d[4 j + i]: row 16 warp + lane / 4 + i / 2 * 8, column 8 j + lane % 4 * 2 + i % 2.
+template <int N>
+struct Wgmma;
+
+#define MOETUNE_R0 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define MOETUNE_R1 "%8, %9, %10, %11, %12, %13, %14, %15"
+#define MOETUNE_R2 "%16, %17, %18, %19, %20, %21, %22, %23"
+#define MOETUNE_R3 "%24, %25, %26, %27, %28, %29, %30, %31"
+#define MOETUNE_R4 "%32, %33, %34, %35, %36, %37, %38, %39"
+#define MOETUNE_R5 "%40, %41, %42, %43, %44, %45, %46, %47"
+#define MOETUNE_R6 "%48, %49, %50, %51, %52, %53, %54, %55"
+#define MOETUNE_R7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define MOETUNE_R8 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define MOETUNE_R9 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define MOETUNE_R10 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define MOETUNE_R11 "%88, %89, %90, %91, %92, %93, %94, %95"
+#define MOETUNE_R12 "%96, %97, %98, %99, %100, %101, %102, %103"
+#define MOETUNE_R13 "%104, %105, %106, %107, %108, %109, %110, %111"
+#define MOETUNE_R14 "%112, %113, %114, %115, %116, %117, %118, %119"
+#define MOETUNE_R15 "%120, %121, %122, %123, %124, %125, %126, %127"
+#define MOETUNE_D(i)                                                                          \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define MOETUNE_WGMMA(N, REGISTERS, A, B, P, ...)                                                  \
+  template <>                                                                                      \
+  struct Wgmma<N> {                                                                                \
+    static __device__ __forceinline__ void bf16(float (&d)[N / 2], u64 a, u64 b, int accumulate) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                           \
+                   ", 0;\n"                                                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS "}, " A  \
+                   ", " B ", p, 1, 1, 0, 0;\n}\n"                                                  \
+                   : __VA_ARGS__                                                                   \
+                   : "l"(a), "l"(b), "r"(accumulate));                                             \
+    }                                                                                              \
+    static __device__ __forceinline__ void e4m3(float (&d)[N / 2], u64 a, u64 b, int accumulate) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                           \
+                   ", 0;\n"                                                                        \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" REGISTERS "}, " A  \
+                   ", " B ", p, 1, 1;\n}\n"                                                        \
+                   : __VA_ARGS__                                                                   \
+                   : "l"(a), "l"(b), "r"(accumulate));                                             \
+    }                                                                                              \
+  };
+MOETUNE_WGMMA(32, MOETUNE_R0 ", " MOETUNE_R1, "%16", "%17", "%18", MOETUNE_D(0), MOETUNE_D(8))
+MOETUNE_WGMMA(64, MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3, "%32", "%33", "%34",
+              MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24))
+MOETUNE_WGMMA(96,
+              MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
+                         ", " MOETUNE_R5,
+              "%48", "%49", "%50", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              MOETUNE_D(32), MOETUNE_D(40))
+MOETUNE_WGMMA(128,
+              MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
+                         ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7,
+              "%64", "%65", "%66", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56))
+MOETUNE_WGMMA(192,
+              MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
+                         ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7 ", " MOETUNE_R8
+                         ", " MOETUNE_R9 ", " MOETUNE_R10 ", " MOETUNE_R11,
+              "%96", "%97", "%98", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56), MOETUNE_D(64),
+              MOETUNE_D(72), MOETUNE_D(80), MOETUNE_D(88))
+MOETUNE_WGMMA(256,
+              MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
+                         ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7 ", " MOETUNE_R8
+                         ", " MOETUNE_R9 ", " MOETUNE_R10 ", " MOETUNE_R11 ", " MOETUNE_R12
+                         ", " MOETUNE_R13 ", " MOETUNE_R14 ", " MOETUNE_R15,
+              "%128", "%129", "%130", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56), MOETUNE_D(64),
+              MOETUNE_D(72), MOETUNE_D(80), MOETUNE_D(88), MOETUNE_D(96), MOETUNE_D(104),
+              MOETUNE_D(112), MOETUNE_D(120))
+#undef MOETUNE_WGMMA
+#undef MOETUNE_D
+#undef MOETUNE_R0
+#undef MOETUNE_R1
+#undef MOETUNE_R2
+#undef MOETUNE_R3
+#undef MOETUNE_R4
+#undef MOETUNE_R5
+#undef MOETUNE_R6
+#undef MOETUNE_R7
+#undef MOETUNE_R8
+#undef MOETUNE_R9
+#undef MOETUNE_R10
+#undef MOETUNE_R11
+#undef MOETUNE_R12
+#undef MOETUNE_R13
+#undef MOETUNE_R14
+#undef MOETUNE_R15
+
+}  // namespace moetune

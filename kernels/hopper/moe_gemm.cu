@@ -1,0 +1,464 @@
+// Grouped GEMM for Hopper: out[p, n] = sum_k a[row(p), k] w[e, n, k] for the positions p of each
+// expert e's slots (common/params.hpp). GEMM1 gathers row(p) = slot / top_k; GEMM2's rows lie
+// packed.
+//
+// A tile's life. The grid is persistent: block b takes tiles b, b + gridDim.x, ... of the walk. In
+// a block one warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of
+// K lies between them, each with a barrier that says "full" and one that says "empty".
+//   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
+//   up, and packed activation rows. Gathered rows and block scales come by cp.async, all 128
+//   threads taking part. A packed box that crosses its expert's end reads the next expert's rows:
+//   harmless. Multiply: a warpgroup owns 64 rows. WGMMA reads both operands from shared memory and
+//   adds up in registers. With block scales 128 of K go to a temporary which is scaled into the
+//   accumulators, while the other warpgroups keep the tensor cores busy. 64 rows without a slot are
+//   not multiplied. Store: a warp takes its 16 rows through its own piece of shared memory, so that
+//   they leave as whole rows of 16-byte stores; rows beyond the expert's end are left out. No
+//   padding is written.
+//
+// Background: DeepGEMM and CUTLASS describe this division of labour; two-level accumulation is
+// DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
+#include "common/params.hpp"
+#include "common/sm90.cuh"
+#include "hopper/config.hpp"
+
+namespace moetune {
+
+// Where tile `index` of the walk lies.
+template <HopperConfig C>
+struct Walk {
+  static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
+  const GemmParams& p;
+  int row_tiles;
+
+  __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
+  __device__ __forceinline__ RowTile find(int index, int& column) const {
+    int row_tile;
+    int column_tile;
+    if (p.group_m == 0) {
+      row_tile = index % row_tiles;
+      column_tile = index / row_tiles;
+    } else {
+      const int span = p.group_m * kColumnTiles;
+      const int first = index / span * p.group_m;
+      const int rows = min(row_tiles - first, p.group_m);
+      const int within = index % span;
+      row_tile = first + within % rows;
+      column_tile = within / rows;
+    }
+    column = column_tile * tile_columns(C);
+    const int4 raw = __ldg(reinterpret_cast<const int4*>(p.tiles) + row_tile);
+    return {raw.x, raw.y, raw.z, raw.w};
+  }
+};
+
+// The ring of stages, as one side sees it.
+template <int kNumStages>
+struct Ring {
+  int stage = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kNumStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Addresses in shared memory.
+template <HopperConfig C>
+struct Shared {
+  u32 base;
+  __device__ __forceinline__ u32 a(int stage) const { return base + stage * operand_bytes(C); }
+  __device__ __forceinline__ u32 b(int stage) const { return a(stage) + C.block_m * kRowBytes; }
+  __device__ __forceinline__ u32 scales(int stage) const {
+    return base + C.num_stages * operand_bytes(C) + stage * scale_bytes(C);
+  }
+  __device__ __forceinline__ u32 staging(int warp) const {
+    return scales(C.num_stages) + warp * staging_bytes(C);
+  }
+  __device__ __forceinline__ u32 full(int stage) const { return staging(C.num_warps) + stage * 16; }
+  __device__ __forceinline__ u32 empty(int stage) const { return full(stage) + 8; }
+};
+
+template <HopperConfig C>
+constexpr bool kUsesCpAsync = C.top_k > 0 || C.scales == Scales::block;
+template <HopperConfig C>
+constexpr int kSteps = (C.size_k + step_k(C) - 1) / step_k(C);
+
+template <HopperConfig C>
+__device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap& w_map,
+                                           const TensorMap& a_map, const Shared<C>& shared) {
+  constexpr bool kGather = C.top_k > 0;
+  constexpr bool kBlockScales = C.scales == Scales::block;
+  constexpr int kElement = C.fp8 ? 1 : 2;
+  constexpr int kScaleColumns = C.size_k / kScaleGroup;
+  constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
+  constexpr int kBoxRows = is_fused(C) ? C.block_n / 2 : C.block_n;
+  constexpr u32 kTmaBytes = (C.block_n + (kGather ? 0 : C.block_m)) * kRowBytes;
+  // cp.async: a thread loads one 16-byte chunk of every 16th row.
+  constexpr int kRowStep = kWarpgroup / 8;
+  constexpr int kLoads = C.block_m / kRowStep;
+  constexpr int kScaleLoads = (C.block_m + kWarpgroup - 1) / kWarpgroup;
+
+  const int thread = threadIdx.x;
+  if (!kUsesCpAsync<C> && thread > 0) return;
+  const int chunk = thread % 8;
+  const int first_row = thread / 8;
+  const u32 chunk_at = first_row * kRowBytes + (chunk ^ (first_row & 7)) * 16;
+
+  const Walk<C> walk{p, *p.num_tiles};
+  Ring<C.num_stages> ring;
+  int column0 = 0;
+  for (int index = blockIdx.x; index < walk.size(); index += gridDim.x) {
+    const RowTile tile = walk.find(index, column0);
+    u32 row_offset[kGather ? kLoads : 1];  // in 16-byte units: 32 bits reach 64 GiB
+    if constexpr (kGather) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const int r = first_row + i * kRowStep;
+        const int slot = r < tile.num_rows ? __ldg(p.sorted_slots + tile.first + r) : 0;
+        row_offset[i] = static_cast<u32>(slot / C.top_k * (kRowPitch / 16));
+      }
+    }
+    const float* a_scale[kBlockScales ? kScaleLoads : 1];
+    const float* w_scale = nullptr;
+    if constexpr (kBlockScales) {
+#pragma unroll
+      for (int i = 0; i < kScaleLoads; ++i) {
+        const int r = thread + i * kWarpgroup;
+        int row = tile.first + r;
+        if constexpr (kGather) {
+          if (r < tile.num_rows) row = __ldg(p.sorted_slots + row) / C.top_k;
+        }
+        a_scale[i] =
+            r < tile.num_rows ? p.a_scale + static_cast<i64>(row) * kScaleColumns : nullptr;
+      }
+      const int column =
+          is_fused(C) ? thread * out_columns(C) + column0 : column0 + thread * kScaleGroup;
+      if (thread < weight_scales(C) && (is_fused(C) || column < C.size_n)) {
+        w_scale = p.w_scale + (static_cast<i64>(tile.expert) * (C.size_n / kScaleGroup) +
+                               column / kScaleGroup) *
+                                  kScaleColumns;
+      }
+    }
+    const int w_row = tile.expert * C.size_n + column0;
+    for (int step = 0; step < kSteps<C>; ++step) {
+      const int stage = ring.stage;
+      const u32 full = shared.full(stage);
+      barrier_wait(shared.empty(stage), ring.parity ^ 1);
+      const int k = step * step_k(C);
+      if (thread == 0) {
+        barrier_expect_bytes(full, kTmaBytes);
+        tma_load(shared.b(stage), w_map, k, w_row, full);
+        if constexpr (is_fused(C)) {
+          tma_load(shared.b(stage) + kBoxRows * kRowBytes, w_map, k, w_row + out_columns(C), full);
+        }
+        if constexpr (!kGather) tma_load(shared.a(stage), a_map, k, tile.first, full);
+      }
+      if constexpr (kGather) {
+        const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
+        const u8* const source =
+            static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {
+          if (first_row + i * kRowStep >= tile.num_rows) continue;
+          cp_async_16(shared.a(stage) + chunk_at + i * kRowStep * kRowBytes,
+                      source + static_cast<i64>(row_offset[i]) * 16, in_k);
+        }
+      }
+      if constexpr (kBlockScales) {
+        const u32 scales = shared.scales(stage);
+#pragma unroll
+        for (int i = 0; i < kScaleLoads; ++i) {
+          const int r = thread + i * kWarpgroup;
+          if (a_scale[i] != nullptr) cp_async_4(scales + r * 4, a_scale[i] + step, true);
+        }
+        if (w_scale != nullptr) cp_async_4(scales + (C.block_m + thread) * 4, w_scale + step, true);
+      }
+      if constexpr (kUsesCpAsync<C>) barrier_arrive_after_cp_async(full);
+      ring.advance();
+    }
+  }
+}
+
+__device__ __forceinline__ float load_shared(u32 address) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ uint4 load_shared_16(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_shared(u32 address, u32 value) {
+  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void store_shared(u32 address, u16 value) {
+  asm volatile("st.shared.u16 [%0], %1;\n" ::"r"(address), "h"(value) : "memory");
+}
+
+// The largest of the four threads that hold a row.
+__device__ __forceinline__ float row_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+  return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+// What a thread of a multiplying warpgroup holds of its 64 rows.
+template <HopperConfig C>
+struct Sums {
+  static constexpr int kChunks = num_chunks(C);
+  static constexpr int kChunkColumns = warpgroup_columns(C) / kChunks;
+  static constexpr int kCount = warpgroup_columns(C) / 2;
+  float of[kChunks][kChunkColumns / 2];
+  // Columns of a warpgroup counted through: gate, then up when fused.
+  __device__ __forceinline__ float& at(int i) {
+    return of[i / (kChunkColumns / 2)][i % (kChunkColumns / 2)];
+  }
+};
+
+// One stage. `first`: the sums start here.
+template <HopperConfig C>
+__device__ __forceinline__ void multiply(Sums<C>& sums, const Shared<C>& shared, int stage,
+                                         int warpgroup, bool first, u32 scale_row) {
+  using Chunk = Wgmma<Sums<C>::kChunkColumns>;
+  constexpr int kChunks = num_chunks(C);
+  constexpr int kChunkColumns = Sums<C>::kChunkColumns;
+  const int along_m = warpgroup / warpgroups_n(C);
+  const int along_n = warpgroup % warpgroups_n(C);
+  const u64 a = matrix_descriptor(shared.a(stage) + along_m * kWarpgroupRows * kRowBytes);
+  // Fused chunks are a half of the tile apart, others follow each other.
+  constexpr int kPitch = is_fused(C) ? C.block_n / 2 : kChunkColumns;
+  const int chunk0 = along_n * (is_fused(C) && kChunks == 2 ? kChunkColumns : warpgroup_columns(C));
+  const u64 b = matrix_descriptor(shared.b(stage) + chunk0 * kRowBytes);
+  constexpr u64 kChunkStep = kPitch * kRowBytes / 16;
+
+  if constexpr (C.scales == Scales::block) {
+    const u32 scales = shared.scales(stage);
+    const float low_row = load_shared(scales + scale_row * 4);
+    const float high_row = load_shared(scales + scale_row * 4 + 32);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int column = chunk0 + c * kChunkColumns;
+      const int block = is_fused(C) ? c : column / kScaleGroup;
+      const float weight = load_shared(scales + (C.block_m + block) * 4);
+      float part[kChunkColumns / 2];
+      wgmma_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) Chunk::e4m3(part, a + k * 2, b + c * kChunkStep + k * 2, k > 0);
+      wgmma_end();
+      const float low = low_row * weight;
+      const float high = high_row * weight;
+#pragma unroll
+      for (int i = 0; i < kChunkColumns / 2; ++i) {
+        sums.of[c][i] += (i % 4 < 2 ? low : high) * part[i];
+      }
+    }
+  } else {
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int accumulate = k > 0 || !first;
+        if constexpr (C.fp8) {
+          Chunk::e4m3(sums.of[c], a + k * 2, b + c * kChunkStep + k * 2, accumulate);
+        } else {
+          Chunk::bf16(sums.of[c], a + k * 2, b + c * kChunkStep + k * 2, accumulate);
+        }
+      }
+    }
+    wgmma_end();
+  }
+}
+
+// Takes the warp's 16 staged rows of `kBytes` to global memory: row r from `target` + r * pitch.
+template <int kBytes>
+__device__ __forceinline__ void store_rows(u32 staging, u8* target, i64 pitch, int num_rows,
+                                           int valid_bytes) {
+  constexpr int kRowChunks = kBytes / 16;
+  constexpr int kRowsAtOnce = 32 / kRowChunks;
+  const int lane = threadIdx.x % 32;
+  const int chunk = lane % kRowChunks;
+#pragma unroll
+  for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
+    const int r = i * kRowsAtOnce + lane / kRowChunks;
+    if (r < num_rows && chunk * 16 < valid_bytes) {
+      *reinterpret_cast<uint4*>(target + r * pitch + chunk * 16) =
+          load_shared_16(staging + r * kBytes + (chunk ^ (r & 7)) * 16);
+    }
+  }
+}
+
+template <HopperConfig C>
+__device__ __forceinline__ void store_tile(Sums<C>& sums, const GemmParams& p,
+                                           const Shared<C>& shared, const RowTile& tile,
+                                           int column0, int warpgroup, float (&scale)[2]) {
+  constexpr int kColumns = tile_columns(C) / warpgroups_n(C);
+  constexpr int kHalf = Sums<C>::kCount / 2;  // where the up columns begin
+  const int warp = threadIdx.x / 32 % 4;
+  const int lane = threadIdx.x % 32;
+  const int row0 = warpgroup / warpgroups_n(C) * kWarpgroupRows + warp * 16;
+  const int num_rows = tile.num_rows - row0;
+  if (num_rows <= 0) return;
+  const int column = column0 + warpgroup % warpgroups_n(C) * kColumns;
+  const i64 position = tile.first + row0;
+  const u32 staging = shared.staging(warpgroup * 4 + warp);
+  const int r = lane / 4;
+  if constexpr (C.scales == Scales::tensor) {
+#pragma unroll
+    for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) *= scale[i / 2 % 2];
+  }
+  if constexpr (is_fused(C)) {
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) sums.at(i) = silu(sums.at(i)) * sums.at(kHalf + i);
+  }
+
+  if constexpr (C.output == Output::swiglu_fp8) {
+    static_assert(kColumns == kScaleGroup, "a warpgroup quantises one scale group a row");
+    float largest[2] = {};
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(sums.at(i)));
+    }
+    float inverse[2];
+    __syncwarp();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float amax = row_max(largest[h]);
+      const float row_scale = amax > 0.0f ? amax / 448.0f : 1.0f;
+      inverse[h] = 1.0f / row_scale;
+      if (lane % 4 == 0 && r + h * 8 < num_rows) {
+        p.out_scale[(position + r + h * 8) * (out_columns(C) / kScaleGroup) +
+                    column / kScaleGroup] = row_scale;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int i = j * 4 + h * 2;
+        store_shared(
+            staging + (r + h * 8) * kColumns + ((j / 2) ^ r) * 16 + j % 2 * 8 + lane % 4 * 2,
+            pack_e4m3(sums.at(i) * inverse[h], sums.at(i + 1) * inverse[h]));
+      }
+    }
+    __syncwarp();
+    store_rows<kColumns>(staging, static_cast<u8*>(p.out) + position * out_columns(C) + column,
+                         out_columns(C), num_rows, kColumns);
+  } else {
+    constexpr int kStaged = kColumns < kStagedColumns ? kColumns : kStagedColumns;
+    constexpr int kBytes = kStaged * 2;
+#pragma unroll
+    for (int pass = 0; pass < (kColumns + kStaged - 1) / kStaged; ++pass) {
+      __syncwarp();  // the pass or the tile before has left
+#pragma unroll
+      for (int j = 0; j < kStaged / 8; ++j) {
+        if (pass * kStaged + j * 8 >= kColumns) break;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int i = (pass * kStaged / 8 + j) * 4 + h * 2;
+          store_shared(staging + (r + h * 8) * kBytes + (j ^ r) * 16 + lane % 4 * 4,
+                       pack_bf16(sums.at(i), sums.at(i + 1)));
+        }
+      }
+      __syncwarp();
+      const int at = column + pass * kStaged;
+      const int valid = min(out_columns(C) - at, kColumns - pass * kStaged) * 2;
+      store_rows<kBytes>(staging, static_cast<u8*>(p.out) + (position * out_columns(C) + at) * 2,
+                         static_cast<i64>(out_columns(C)) * 2, num_rows, valid);
+    }
+  }
+}
+
+template <HopperConfig C>
+__device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared<C>& shared) {
+  const int warpgroup = threadIdx.x / kWarpgroup - 1;
+  const int lane = threadIdx.x % 32;
+  const int row0 = warpgroup / warpgroups_n(C) * kWarpgroupRows;
+  const int scale_row = row0 + threadIdx.x / 32 % 4 * 16 + lane / 4;
+
+  const Walk<C> walk{p, *p.num_tiles};
+  Ring<C.num_stages> ring;
+  int next_column = 0;
+  RowTile next{};
+  if (static_cast<int>(blockIdx.x) < walk.size()) next = walk.find(blockIdx.x, next_column);
+  for (int index = blockIdx.x; index < walk.size(); index += gridDim.x) {
+    const RowTile tile = next;
+    const int column0 = next_column;
+    if (index + static_cast<int>(gridDim.x) < walk.size()) {
+      next = walk.find(index + gridDim.x, next_column);
+    }
+    const auto release = [&] {
+      if (lane == 0) barrier_arrive(shared.empty(ring.stage));
+      ring.advance();
+    };
+    if (row0 >= tile.num_rows) {  // nothing here for these warps
+      for (int step = 0; step < kSteps<C>; ++step) {
+        barrier_wait(shared.full(ring.stage), ring.parity);
+        release();
+      }
+      continue;
+    }
+    float scale[2] = {1.0f, 1.0f};
+    if constexpr (C.scales == Scales::tensor) {
+      const float expert_scale = p.w_scale[tile.expert];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int r = min(scale_row + h * 8, tile.num_rows - 1);
+        int row = tile.first + r;
+        if constexpr (C.top_k > 0) row = p.sorted_slots[row] / C.top_k;
+        scale[h] = expert_scale * p.a_scale[row];
+      }
+    }
+    Sums<C> sums;
+    if constexpr (C.scales == Scales::block) {
+#pragma unroll
+      for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) = 0.0f;
+    }
+    for (int step = 0; step < kSteps<C>; ++step) {
+      barrier_wait(shared.full(ring.stage), ring.parity);
+      if constexpr (C.top_k > 0) fence_async_proxy();
+      multiply<C>(sums, shared, ring.stage, warpgroup, step == 0, scale_row);
+      release();
+    }
+    store_tile<C>(sums, p, shared, tile, column0, warpgroup, scale);
+  }
+}
+
+template <HopperConfig C>
+__global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
+    moe_gemm_sm90(const GemmParams p, const __grid_constant__ TensorMap w_map,
+                  const __grid_constant__ TensorMap a_map) {
+  static_assert(C.block_m % kWarpgroupRows == 0 && math_warpgroups(C) % warpgroups_m(C) == 0 &&
+                    warpgroups_n(C) >= 1,
+                "the host's rules let this pass");
+  extern __shared__ __align__(1024) u8 smem[];
+  const Shared<C> shared{smem_address(smem)};
+  if (threadIdx.x == 0) {
+    if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
+    prefetch_tensor_map(w_map);
+    if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
+    for (int stage = 0; stage < C.num_stages; ++stage) {
+      barrier_init(shared.full(stage), kUsesCpAsync<C> ? kWarpgroup + 1 : 1);
+      barrier_init(shared.empty(stage), C.num_warps);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  constexpr bool kMoves = math_registers(C) > launch_registers(C);
+  if (threadIdx.x < kWarpgroup) {
+    if constexpr (kMoves) give_up_registers<load_registers(C)>();
+    load_tiles<C>(p, w_map, a_map, shared);
+  } else {
+    if constexpr (kMoves) take_registers<math_registers(C)>();
+    multiply_tiles<C>(p, shared);
+  }
+}
+
+}  // namespace moetune

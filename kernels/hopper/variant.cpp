@@ -1,0 +1,265 @@
+// Host half of the Hopper grouped GEMM (moe_gemm.cu): space, rules, compilation, time model.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/expected.hpp"
+#include "kernels/hopper/host.hpp"
+
+namespace moetune {
+namespace {
+
+using Violation = std::optional<std::string>;
+
+// WGMMA widths that sm90.cuh wraps.
+bool has_wgmma(int columns) {
+  for (const int known : {32, 64, 96, 128, 192, 256})
+    if (columns == known) return true;
+  return false;
+}
+
+// 64-row pieces and row tiles that an expert's rows take, on average: a count that varies ends
+// anywhere in its last piece.
+double expected_pieces(const Problem& problem, int rows) {
+  const double mean = mean_rows(problem);
+  const double spread = 2 * std::sqrt(mean);
+  return mean + spread <= rows ? 1.0 : std::max(1.0, mean / rows + 0.5);
+}
+
+class Hopper final : public Variant {
+ public:
+  std::string_view name() const override { return "hopper"; }
+  std::string_view help() const override {
+    return "WGMMA + TMA grouped GEMM, warp-specialised and persistent; sm_90 only";
+  }
+  bool supports(const Gpu& gpu, Dtype) const override { return gpu.cc() == 90; }
+  SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
+                    Fp8Mode fp8) const override;
+  KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
+                      const Point& point) const override;
+  GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const override;
+  double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                    const Point& point) const override;
+};
+
+SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
+  SearchSpace space;
+  std::vector<int> fp8_values{0, 1};
+  if (fp8 == Fp8Mode::off) fp8_values = {0};
+  if (fp8 == Fp8Mode::on) fp8_values = {1};
+  space.parameters = {
+      {"BLOCK_SIZE_M", {64, 128, 192, 256}, 128, "rows (token slots) of a tile"},
+      {"BLOCK_SIZE_N", {64, 128, 192, 256}, 128, "weight rows (output columns) of a tile"},
+      {"NUM_WARPS", {4, 8, 12, 16}, 8, "warps that multiply; four more load"},
+      {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
+      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
+      {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
+      {"GROUP_SIZE_M", {1, 4, 16}, 1, "row tiles walked together before the next column tile"},
+      {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"}};
+  if (stage == Stage::gemm1) {
+    space.parameters.push_back(
+        {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
+  }
+
+  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
+    space.constraints.push_back({name, std::move(violation)});
+  };
+  const auto spare = [&rule, &space](const char* name,
+                                     std::function<Violation(const Point&)> violation) {
+    rule(name, std::move(violation));
+    space.constraints.back().spares_search = true;
+  };
+  rule("warpgroups", [](const Point& p) -> Violation {
+    const int groups = p.at("NUM_WARPS") / 4;
+    const int along_m = p.at("BLOCK_SIZE_M") / kWarpgroupRows;
+    if (groups % along_m != 0 || groups / along_m > 2) {
+      return fmt::format("{} rows are {} warpgroups of 64, or twice as many side by side",
+                         p.at("BLOCK_SIZE_M"), along_m);
+    }
+    return {};
+  });
+  rule("wgmma", [problem, stage](const Point& p) -> Violation {
+    const HopperConfig c = hopper_config(problem, stage, p);
+    const int columns = warpgroup_columns(c) / num_chunks(c);
+    if (c.block_n % warpgroups_n(c) != 0 || !has_wgmma(columns)) {
+      return fmt::format("no WGMMA of {} columns here", columns);
+    }
+    if ((tile_columns(c) / warpgroups_n(c)) % 64 != 0) {
+      return fmt::format("a warpgroup stores multiples of 64 columns, not {}",
+                         tile_columns(c) / warpgroups_n(c));
+    }
+    return {};
+  });
+  rule("scale_block", [problem, stage](const Point& p) -> Violation {
+    const HopperConfig c = hopper_config(problem, stage, p);
+    if (c.scales != Scales::block) return {};
+    if (kScaleGroup % std::min(tile_columns(c), kScaleGroup) != 0 ||
+        tile_columns(c) % std::min(tile_columns(c), kScaleGroup) != 0) {
+      return fmt::format("{} columns cross a weight scale's 128", tile_columns(c));
+    }
+    return {};
+  });
+  rule("accumulators", [problem, stage](const Point& p) -> Violation {
+    const HopperConfig c = hopper_config(problem, stage, p);
+    const int registers = std::max(math_registers(c), launch_registers(c));
+    if (accumulators(c) + 28 > registers) {
+      return fmt::format("{} accumulators a thread do not fit {} registers", accumulators(c),
+                         registers);
+    }
+    // ptxas wants one instruction's operands to fit what the block is launched with.
+    const int operands = warpgroup_columns(c) / num_chunks(c) / 2 + 26;
+    if (operands > launch_registers(c)) {
+      return fmt::format("a WGMMA's {} registers exceed the {} that {} threads start with",
+                         operands, launch_registers(c), c.blocks_per_sm * moetune::num_threads(c));
+    }
+    return {};
+  });
+  rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
+    const HopperConfig c = hopper_config(problem, stage, p);
+    const int need = moetune::smem_bytes(c);
+    // A block's own 1024 bytes are the driver's.
+    const int allowed =
+        c.blocks_per_sm == 1 ? gpu.smem_per_block : gpu.smem_per_sm / c.blocks_per_sm - 1024;
+    if (need > allowed) {
+      return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
+    }
+    return {};
+  });
+  spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
+    if (p.at("ORDER") == 1 && p.at("GROUP_SIZE_M") != 1) {
+      return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
+    }
+    if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
+    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M")) {
+      return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
+                         mean_rows(problem));
+    }
+    return {};
+  });
+  spare("few_rows", [problem](const Point& p) -> Violation {
+    const double rows = mean_rows(problem);
+    if (p.at("BLOCK_SIZE_M") > 64 && rows + 2 * std::sqrt(rows) <= p.at("BLOCK_SIZE_M") - 64) {
+      return fmt::format("{:.1f} rows an expert leave a warpgroup of a {}-row tile idle", rows,
+                         p.at("BLOCK_SIZE_M"));
+    }
+    return {};
+  });
+  spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
+    const HopperConfig c = hopper_config(problem, stage, p);
+    const int spare_bytes = (c.blocks_per_sm == 1 ? 232448 : 115 * 1024) - moetune::smem_bytes(c);
+    const int steps = (c.size_k + step_k(c) - 1) / step_k(c);
+    // Bytes in flight hide latency: half the shared memory or more, or the next count of stages
+    // would not fit.
+    if (c.num_stages < 8 && c.num_stages < steps &&
+        spare_bytes > moetune::smem_bytes(c) + 16 * 1024) {
+      return fmt::format("{} stages leave more than half the shared memory unused", c.num_stages);
+    }
+    return {};
+  });
+  return space;
+}
+
+KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
+                            const Point& point) const {
+  const HopperConfig c = hopper_config(problem, stage, point);
+  const char* scales = c.scales == Scales::none    ? "none"
+                       : c.scales == Scales::block ? "block"
+                                                   : "tensor";
+  const char* output = c.output == Output::bf16     ? "bf16"
+                       : c.output == Output::swiglu ? "swiglu"
+                                                    : "swiglu_fp8";
+  return {
+      "hopper/moe_gemm.cu",
+      {fmt::format("moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
+                   ".num_warps = {}, .num_stages = {}, .blocks_per_sm = {}, .fp8 = {}, .scales "
+                   "= moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
+                   ".size_k = {}, .top_k = {}}}>",
+                   c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8, scales,
+                   output, c.size_n, c.size_k, c.top_k)},
+      {}};
+}
+
+GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& point) const {
+  const HopperConfig c = hopper_config(problem, stage, point);
+  return {.num_threads = moetune::num_threads(c),
+          .smem_bytes = moetune::smem_bytes(c),
+          .block_m = c.block_m,
+          .tile_columns = moetune::tile_columns(c),
+          .group_m = point.at("ORDER") == 1 ? 0 : point.at("GROUP_SIZE_M"),
+          .split_k = 1,
+          .fp8 = c.fp8 == 1,
+          .output = c.output,
+          .blocks_per_sm = c.blocks_per_sm,
+          .w_box_rows = is_fused(c) ? c.block_n / 2 : c.block_n,
+          .a_box_rows = c.top_k > 0 ? 0 : c.block_m};
+}
+
+// The slowest of: the matrix units (64-row pieces, the last wave counted whole), the memory, and
+// what the SMs ask of L2. An ordering, not a measurement.
+double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                          const Point& point) const {
+  const HopperConfig c = hopper_config(problem, stage, point);
+  constexpr double kBytesPerClock = 47;  // that an SM comfortably gets from L2
+  constexpr double kClockMhz = 1600;
+  const double experts = active_experts(problem);
+  const double row_tiles = experts * expected_pieces(problem, c.block_m);
+  const double pieces = experts * expected_pieces(problem, kWarpgroupRows);
+  const double columns =
+      static_cast<double>(ceil_div(moetune::out_columns(c), moetune::tile_columns(c)) * c.block_n);
+  const double tiles = row_tiles * columns / c.block_n;
+  const double element = c.fp8 ? 1 : 2;
+  const double gbps = gpu.read_gbps > 0 ? gpu.read_gbps : 1000;
+  const double tflops = c.fp8 ? gpu.fp8_tflops : gpu.bf16_tflops;
+
+  const double slots = static_cast<double>(gpu.num_sms) * c.blocks_per_sm;
+  const double waves = std::ceil(tiles / slots) / (tiles / slots);
+  const double flops = 2.0 * pieces * kWarpgroupRows * columns * c.size_k;
+  const double math_us = flops / (tflops > 0 ? tflops : 500) / 1e6 * waves;
+  const double read_us = experts * c.size_n * static_cast<double>(c.size_k) * element / gbps / 1e3;
+  const double l2_bytes = tiles * operand_bytes(c) * (c.size_k * element / kRowBytes);
+  const double l2_us = l2_bytes / gpu.num_sms / kBytesPerClock / kClockMhz * waves;
+  // Two blocks overlap one's epilogue with the other's multiplication.
+  const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
+  const double out_bytes = rows * moetune::out_columns(c) * 2;
+  const double store_us = out_bytes / gbps / 1e3 * (c.blocks_per_sm > 1 ? 1 : 2);
+  const double activation_us =
+      stage == Stage::gemm1 && !is_fused(c) ? 2 * out_bytes / gbps / 1e3 : 0;
+  return std::max({math_us, read_us, l2_us}) + store_us + activation_us + 4;
+}
+
+}  // namespace
+
+HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& point) {
+  const bool first = stage == Stage::gemm1;
+  const bool fp8 = point.at("FP8") == 1;
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  const LayerShape& shape = problem.shape;
+  const Scales scales = !fp8                                 ? Scales::none
+                        : problem.dtype == Dtype::fp8_tensor ? Scales::tensor
+                                                             : Scales::block;
+  HopperConfig c{.block_m = point.at("BLOCK_SIZE_M"),
+                 .block_n = point.at("BLOCK_SIZE_N"),
+                 .num_warps = point.at("NUM_WARPS"),
+                 .num_stages = point.at("NUM_STAGES"),
+                 .blocks_per_sm = point.at("BLOCKS_PER_SM"),
+                 .fp8 = fp8 ? 1 : 0,
+                 .scales = scales,
+                 .output = Output::bf16,
+                 .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
+                 .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
+                 .top_k = first ? narrow(shape.top_k) : 0};
+  if (first && point.value_or("FUSE_SWIGLU", 0) == 1) {
+    // The epilogue quantises too where a warpgroup holds whole scale groups.
+    const bool quantises =
+        scales == Scales::block && c.block_n == 2 * kScaleGroup && warpgroups_n(c) == 1;
+    c.output = quantises ? Output::swiglu_fp8 : Output::swiglu;
+  }
+  return c;
+}
+
+std::unique_ptr<Variant> make_hopper() {
+  return std::make_unique<Hopper>();
+}
+
+}  // namespace moetune

@@ -1,0 +1,48 @@
+#include "kernels/support/support.hpp"
+
+#include <fmt/format.h>
+
+namespace moetune {
+
+std::string activate_expression(ActivateInput input, ActivateOutput output) {
+  const char* in = input == ActivateInput::bf16      ? "bf16"
+                   : input == ActivateInput::gate_up ? "gate_up"
+                                                     : "partial";
+  const char* out = output == ActivateOutput::bf16        ? "none"
+                    : output == ActivateOutput::fp8_block ? "block"
+                                                          : "tensor";
+  return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
+}
+
+KernelSource small_kernels(Dtype dtype) {
+  KernelSource source{"support/small_kernels.cu",
+                      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_scan",
+                       "moetune::sort_scatter", "moetune::combine"},
+                      {}};
+  for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
+    source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
+  }
+  const auto fp8 =
+      dtype == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor : ActivateOutput::fp8_block;
+  for (const ActivateInput input :
+       {ActivateInput::bf16, ActivateInput::gate_up, ActivateInput::partial}) {
+    source.expressions.push_back(activate_expression(input, fp8));
+  }
+  return source;
+}
+
+KernelSource reference_kernels() {
+  return {"reference/reference.cu",
+          {"moetune_reference::reference_group", "moetune_reference::reference_gemm",
+           "moetune_reference::reference_swiglu", "moetune_reference::reference_quantise",
+           "moetune_reference::reference_convert", "moetune_reference::reference_combine",
+           "moetune_reference::reference_pack", "moetune_reference::fill_normal_bf16",
+           "moetune_reference::compare"},
+          {}};
+}
+
+std::vector<KernelSource> support_sources(const Problem& problem) {
+  return {small_kernels(problem.dtype), reference_kernels()};
+}
+
+}  // namespace moetune

@@ -1,0 +1,23 @@
+// The kernels around the GEMMs (sort, quantise, activation, weighted sum), and the judge's.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/problem.hpp"
+#include "kernels/variant.hpp"
+
+namespace moetune {
+
+// What small_kernels.cu's `activate` reads (bf16 rows; bf16 gate and up halves; their fp32 partial
+// sums) and writes.
+enum class ActivateInput { bf16, gate_up, partial };
+enum class ActivateOutput { bf16, fp8_block, fp8_tensor };
+std::string activate_expression(ActivateInput input, ActivateOutput output);
+
+// Every kernel of small_kernels.cu that a dtype needs, and the reference's.
+KernelSource small_kernels(Dtype dtype);
+KernelSource reference_kernels();
+std::vector<KernelSource> support_sources(const Problem& problem);
+
+}  // namespace moetune

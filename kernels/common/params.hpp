@@ -51,12 +51,13 @@ struct SortParams {
   const int* topk_ids;  // [num_slots]
   int* sorted_slots;    // [num_slots]
   int* positions;       // [num_slots] of each slot
-  int* counts;          // [num_experts] large sort only: zero before it, cursors after sort_scan
+  int* counts;          // [blocks, num_experts] where several blocks sort
   RowTile* tiles[2];    // GEMM1's and GEMM2's
   int* num_tiles[2];    // [1]
   int block_m[2];       // tile heights; 0: not wanted
   int num_slots;
   int num_experts;
+  int slots_a_block;  // where several blocks sort
 };
 
 struct ActivateParams {

@@ -45,9 +45,12 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
   }
 }
 
-// Ordinary and cp.async writes to shared memory before, reads by WGMMA after.
-__device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+// Named barriers 1.. of a block (0 is __syncthreads): two warpgroups, one waiting for the other.
+__device__ __forceinline__ void turn_wait(int barrier) {
+  asm volatile("bar.sync %0, 256;\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void turn_give(int barrier) {
+  asm volatile("bar.arrive %0, 256;\n" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {

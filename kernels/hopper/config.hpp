@@ -9,7 +9,8 @@ namespace moetune {
 // Every field is written at every use: an omitted one would silently be 0.
 struct HopperConfig {
   int block_m, block_n;  // tile: rows, weight rows; K goes in steps of 128 bytes
-  int num_warps;  // that multiply: warpgroups of 64 rows, two side by side when there are more
+  int num_warps;         // that multiply, in warpgroups of four
+  int ping_pong;         // 1: a warpgroup has a tile of its own; 0: they share one
   int num_stages;
   int blocks_per_sm;
   int fp8;  // 1: e4m3 operands, 0: bf16
@@ -33,15 +34,23 @@ constexpr int step_k(const HopperConfig& c) {
   return c.fp8 ? kRowBytes : kRowBytes / 2;
 }
 
-// Warpgroups that multiply: along M and along N.
+// Warpgroups that multiply; how a tile is shared along M and along N, and how many times 64 rows a
+// warpgroup takes of it.
 constexpr int math_warpgroups(const HopperConfig& c) {
   return c.num_warps / 4;
 }
 constexpr int warpgroups_m(const HopperConfig& c) {
-  return c.block_m / kWarpgroupRows;
+  return c.ping_pong ? 1 : c.block_m / kWarpgroupRows;
 }
 constexpr int warpgroups_n(const HopperConfig& c) {
-  return math_warpgroups(c) / warpgroups_m(c);
+  return c.ping_pong ? 1 : math_warpgroups(c) / warpgroups_m(c);
+}
+constexpr int num_waves(const HopperConfig& c) {
+  return c.ping_pong ? c.block_m / kWarpgroupRows : 1;
+}
+// Warps that must have read a stage before it is loaded again.
+constexpr int readers(const HopperConfig& c) {
+  return c.ping_pong ? 4 : c.num_warps;
 }
 constexpr int num_threads(const HopperConfig& c) {
   return (math_warpgroups(c) + 1) * kWarpgroup;
@@ -79,7 +88,7 @@ constexpr int math_registers(const HopperConfig& c) {
 }
 constexpr int accumulators(const HopperConfig& c) {
   const int scaled = c.scales == Scales::block ? warpgroup_columns(c) / num_chunks(c) / 2 : 0;
-  return warpgroup_columns(c) / 2 + scaled;
+  return num_waves(c) * warpgroup_columns(c) / 2 + scaled;
 }
 
 // Shared memory, bytes: the stages' operands, their scales, what the epilogue stages, barriers.

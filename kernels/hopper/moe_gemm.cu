@@ -56,9 +56,12 @@ template <int kNumStages>
 struct Ring {
   int stage = 0;
   u32 parity = 0;
+  template <int kCount = 1>
   __device__ __forceinline__ void advance() {
-    if (++stage == kNumStages) {
-      stage = 0;
+    stage += kCount % kNumStages;
+    parity ^= kCount / kNumStages & 1;
+    if (stage >= kNumStages) {
+      stage -= kNumStages;
       parity ^= 1;
     }
   }
@@ -207,7 +210,7 @@ __device__ __forceinline__ float row_max(float value) {
   return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
-// What a thread of a multiplying warpgroup holds of its 64 rows.
+// What a thread of a multiplying warpgroup holds of 64 rows.
 template <HopperConfig C>
 struct Sums {
   static constexpr int kChunks = num_chunks(C);
@@ -220,41 +223,60 @@ struct Sums {
   }
 };
 
-// One stage. `first`: the sums start here.
+// A warpgroup's part of a tile.
 template <HopperConfig C>
-__device__ __forceinline__ void multiply(Sums<C>& sums, const Shared<C>& shared, int stage,
-                                         int warpgroup, bool first, u32 scale_row) {
+struct Part {
+  int row0;    // of the tile
+  int chunk0;  // its first weight row in the tile
+  int column;  // its first output column in the tile
+  __device__ __forceinline__ explicit Part(int warpgroup) {
+    const int along_n = C.ping_pong ? 0 : warpgroup % warpgroups_n(C);
+    row0 = C.ping_pong ? 0 : warpgroup / warpgroups_n(C) * kWarpgroupRows;
+    // Fused chunks are a half of the tile apart, others follow each other.
+    chunk0 = along_n *
+             (is_fused(C) && num_chunks(C) == 2 ? Sums<C>::kChunkColumns : warpgroup_columns(C));
+    column = along_n * (tile_columns(C) / warpgroups_n(C));
+  }
+};
+
+// One stage of the first kWaves times 64 rows. `first`: the sums start here. `lane_row`: this
+// thread's first row in 64.
+template <HopperConfig C, int kWaves>
+__device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Shared<C>& shared,
+                                         int stage, const Part<C>& part, bool first, int lane_row) {
   using Chunk = Wgmma<Sums<C>::kChunkColumns>;
   constexpr int kChunks = num_chunks(C);
   constexpr int kChunkColumns = Sums<C>::kChunkColumns;
-  const int along_m = warpgroup / warpgroups_n(C);
-  const int along_n = warpgroup % warpgroups_n(C);
-  const u64 a = matrix_descriptor(shared.a(stage) + along_m * kWarpgroupRows * kRowBytes);
-  // Fused chunks are a half of the tile apart, others follow each other.
   constexpr int kPitch = is_fused(C) ? C.block_n / 2 : kChunkColumns;
-  const int chunk0 = along_n * (is_fused(C) && kChunks == 2 ? kChunkColumns : warpgroup_columns(C));
-  const u64 b = matrix_descriptor(shared.b(stage) + chunk0 * kRowBytes);
   constexpr u64 kChunkStep = kPitch * kRowBytes / 16;
+  constexpr u64 kWaveStep = kWarpgroupRows * kRowBytes / 16;
+  const u64 a = matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes);
+  const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
 
   if constexpr (C.scales == Scales::block) {
     const u32 scales = shared.scales(stage);
-    const float low_row = load_shared(scales + scale_row * 4);
-    const float high_row = load_shared(scales + scale_row * 4 + 32);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int column = chunk0 + c * kChunkColumns;
-      const int block = is_fused(C) ? c : column / kScaleGroup;
-      const float weight = load_shared(scales + (C.block_m + block) * 4);
-      float part[kChunkColumns / 2];
-      wgmma_begin();
+    for (int wave = 0; wave < kWaves; ++wave) {
+      const u32 row_scales = scales + (part.row0 + wave * kWarpgroupRows + lane_row) * 4;
+      const float low_row = load_shared(row_scales);
+      const float high_row = load_shared(row_scales + 32);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) Chunk::e4m3(part, a + k * 2, b + c * kChunkStep + k * 2, k > 0);
-      wgmma_end();
-      const float low = low_row * weight;
-      const float high = high_row * weight;
+      for (int c = 0; c < kChunks; ++c) {
+        const int block = is_fused(C) ? c : (part.chunk0 + c * kChunkColumns) / kScaleGroup;
+        const float weight = load_shared(scales + (C.block_m + block) * 4);
+        float sum[kChunkColumns / 2];
+        wgmma_begin();
 #pragma unroll
-      for (int i = 0; i < kChunkColumns / 2; ++i) {
-        sums.of[c][i] += (i % 4 < 2 ? low : high) * part[i];
+        for (int k = 0; k < 4; ++k) {
+          Chunk::e4m3(sum, a + wave * kWaveStep + k * 2, b + c * kChunkStep + k * 2, k > 0);
+        }
+        wgmma_end();
+        const float low = low_row * weight;
+        const float high = high_row * weight;
+#pragma unroll
+        for (int i = 0; i < kChunkColumns / 2; ++i) {
+          sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * sum[i];
+        }
       }
     }
   } else {
@@ -262,12 +284,17 @@ __device__ __forceinline__ void multiply(Sums<C>& sums, const Shared<C>& shared,
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int accumulate = k > 0 || !first;
-        if constexpr (C.fp8) {
-          Chunk::e4m3(sums.of[c], a + k * 2, b + c * kChunkStep + k * 2, accumulate);
-        } else {
-          Chunk::bf16(sums.of[c], a + k * 2, b + c * kChunkStep + k * 2, accumulate);
+      for (int wave = 0; wave < kWaves; ++wave) {
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          const int accumulate = k > 0 || !first;
+          const u64 a_at = a + wave * kWaveStep + k * 2;
+          const u64 b_at = b + c * kChunkStep + k * 2;
+          if constexpr (C.fp8) {
+            Chunk::e4m3(sums[wave].of[c], a_at, b_at, accumulate);
+          } else {
+            Chunk::bf16(sums[wave].of[c], a_at, b_at, accumulate);
+          }
         }
       }
     }
@@ -293,20 +320,18 @@ __device__ __forceinline__ void store_rows(u32 staging, u8* target, i64 pitch, i
   }
 }
 
+// Stores 64 rows of a tile, from its row `row0` on.
 template <HopperConfig C>
-__device__ __forceinline__ void store_tile(Sums<C>& sums, const GemmParams& p,
-                                           const Shared<C>& shared, const RowTile& tile,
-                                           int column0, int warpgroup, float (&scale)[2]) {
+__device__ __forceinline__ void store_rows_of_tile(Sums<C>& sums, const GemmParams& p, u32 staging,
+                                                   const RowTile& tile, int row0, int column,
+                                                   const float (&scale)[2]) {
   constexpr int kColumns = tile_columns(C) / warpgroups_n(C);
   constexpr int kHalf = Sums<C>::kCount / 2;  // where the up columns begin
-  const int warp = threadIdx.x / 32 % 4;
   const int lane = threadIdx.x % 32;
-  const int row0 = warpgroup / warpgroups_n(C) * kWarpgroupRows + warp * 16;
+  row0 += threadIdx.x / 32 % 4 * 16;
   const int num_rows = tile.num_rows - row0;
   if (num_rows <= 0) return;
-  const int column = column0 + warpgroup % warpgroups_n(C) * kColumns;
   const i64 position = tile.first + row0;
-  const u32 staging = shared.staging(warpgroup * 4 + warp);
   const int r = lane / 4;
   if constexpr (C.scales == Scales::tensor) {
 #pragma unroll
@@ -376,56 +401,90 @@ __device__ __forceinline__ void store_tile(Sums<C>& sums, const GemmParams& p,
 
 template <HopperConfig C>
 __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared<C>& shared) {
+  constexpr int kWaves = num_waves(C);
   const int warpgroup = threadIdx.x / kWarpgroup - 1;
   const int lane = threadIdx.x % 32;
-  const int row0 = warpgroup / warpgroups_n(C) * kWarpgroupRows;
-  const int scale_row = row0 + threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const int lane_row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const u32 staging = shared.staging(threadIdx.x / 32 - 4);
+  const Part<C> part(warpgroup);
 
   const Walk<C> walk{p, *p.num_tiles};
   Ring<C.num_stages> ring;
+  int index = blockIdx.x;
+  int stride = gridDim.x;
+  if constexpr (C.ping_pong) {
+    index += warpgroup * stride;
+    stride *= math_warpgroups(C);
+    for (int i = 0; i < warpgroup; ++i) ring.template advance<kSteps<C>>();
+    if (warpgroup == math_warpgroups(C) - 1) turn_give(1);  // the first turn is the first one's
+  }
   int next_column = 0;
   RowTile next{};
-  if (static_cast<int>(blockIdx.x) < walk.size()) next = walk.find(blockIdx.x, next_column);
-  for (int index = blockIdx.x; index < walk.size(); index += gridDim.x) {
+  if (index < walk.size()) next = walk.find(index, next_column);
+  for (; index < walk.size(); index += stride) {
     const RowTile tile = next;
     const int column0 = next_column;
-    if (index + static_cast<int>(gridDim.x) < walk.size()) {
-      next = walk.find(index + gridDim.x, next_column);
-    }
-    const auto release = [&] {
-      if (lane == 0) barrier_arrive(shared.empty(ring.stage));
-      ring.advance();
-    };
-    if (row0 >= tile.num_rows) {  // nothing here for these warps
-      for (int step = 0; step < kSteps<C>; ++step) {
+    if (index + stride < walk.size()) next = walk.find(index + stride, next_column);
+    const auto run = [&]<typename Step>(Step&& step) {
+      // A barrier tells a phase from the next but not from the one after, so a warpgroup may only
+      // wait for its stages once those of the tile before have been full.
+      if constexpr (C.ping_pong) turn_wait(1 + warpgroup);
+      for (int i = 0; i < kSteps<C>; ++i) {
         barrier_wait(shared.full(ring.stage), ring.parity);
-        release();
+        if constexpr (C.ping_pong) {
+          if (i == kSteps<C> - 1) turn_give(1 + (warpgroup + 1) % math_warpgroups(C));
+        }
+        step(i);
+        if (lane == 0) barrier_arrive(shared.empty(ring.stage));
+        ring.advance();
       }
+      if constexpr (C.ping_pong) {
+        ring.template advance<kSteps<C>*(math_warpgroups(C) - 1)>();
+      }
+    };
+    if (part.row0 >= tile.num_rows) {  // nothing here for these warps
+      run([](int) {});
       continue;
     }
-    float scale[2] = {1.0f, 1.0f};
-    if constexpr (C.scales == Scales::tensor) {
-      const float expert_scale = p.w_scale[tile.expert];
+    float scale[kWaves][2];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int r = min(scale_row + h * 8, tile.num_rows - 1);
-        int row = tile.first + r;
+    for (int i = 0; i < kWaves * 2; ++i) {
+      scale[i / 2][i % 2] = 1.0f;
+      if constexpr (C.scales == Scales::tensor) {
+        const int r = part.row0 + i / 2 * kWarpgroupRows + lane_row + i % 2 * 8;
+        int row = tile.first + min(r, tile.num_rows - 1);
         if constexpr (C.top_k > 0) row = p.sorted_slots[row] / C.top_k;
-        scale[h] = expert_scale * p.a_scale[row];
+        scale[i / 2][i % 2] = p.w_scale[tile.expert] * p.a_scale[row];
       }
     }
-    Sums<C> sums;
+    Sums<C> sums[kWaves];
     if constexpr (C.scales == Scales::block) {
 #pragma unroll
-      for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) = 0.0f;
+      for (int i = 0; i < kWaves * Sums<C>::kCount; ++i) {
+        sums[i / Sums<C>::kCount].at(i % Sums<C>::kCount) = 0.0f;
+      }
     }
-    for (int step = 0; step < kSteps<C>; ++step) {
-      barrier_wait(shared.full(ring.stage), ring.parity);
-      if constexpr (C.top_k > 0) fence_async_proxy();
-      multiply<C>(sums, shared, ring.stage, warpgroup, step == 0, scale_row);
-      release();
+    // cp.async's writes are complete when the barrier says so; as in CUTLASS's cp.async main loops
+    // no proxy fence follows (it would be a MEMBAR a stage).
+    const auto all = [&](int i) {
+      multiply<C, kWaves>(sums, shared, ring.stage, part, i == 0, lane_row);
+    };
+    const auto first_wave = [&](int i) {
+      multiply<C, 1>(sums, shared, ring.stage, part, i == 0, lane_row);
+    };
+    if constexpr (kWaves > 1) {
+      if (tile.num_rows <= kWarpgroupRows) {
+        run(first_wave);
+        store_rows_of_tile<C>(sums[0], p, staging, tile, 0, column0 + part.column, scale[0]);
+        continue;
+      }
     }
-    store_tile<C>(sums, p, shared, tile, column0, warpgroup, scale);
+    run(all);
+#pragma unroll
+    for (int wave = 0; wave < kWaves; ++wave) {
+      store_rows_of_tile<C>(sums[wave], p, staging, tile, part.row0 + wave * kWarpgroupRows,
+                            column0 + part.column, scale[wave]);
+    }
   }
 }
 
@@ -444,7 +503,7 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
     if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
     for (int stage = 0; stage < C.num_stages; ++stage) {
       barrier_init(shared.full(stage), kUsesCpAsync<C> ? kWarpgroup + 1 : 1);
-      barrier_init(shared.empty(stage), C.num_warps);
+      barrier_init(shared.empty(stage), readers(C));
     }
     fence_barrier_init();
   }

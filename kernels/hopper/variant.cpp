@@ -52,6 +52,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"BLOCK_SIZE_M", {64, 128, 192, 256}, 128, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {64, 128, 192, 256}, 128, "weight rows (output columns) of a tile"},
       {"NUM_WARPS", {4, 8, 12, 16}, 8, "warps that multiply; four more load"},
+      {"PING_PONG", {0, 1}, 0, "1: four warps have a tile of their own, 0: all share one"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
@@ -73,6 +74,10 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
   rule("warpgroups", [](const Point& p) -> Violation {
     const int groups = p.at("NUM_WARPS") / 4;
     const int along_m = p.at("BLOCK_SIZE_M") / kWarpgroupRows;
+    if (p.at("PING_PONG") == 1) {
+      if (groups == 2 || groups == 3) return {};
+      return fmt::format("ping-pong takes 2 or 3 warpgroups, not {}", groups);
+    }
     if (groups % along_m != 0 || groups / along_m > 2) {
       return fmt::format("{} rows are {} warpgroups of 64, or twice as many side by side",
                          p.at("BLOCK_SIZE_M"), along_m);
@@ -169,15 +174,15 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
   const char* output = c.output == Output::bf16     ? "bf16"
                        : c.output == Output::swiglu ? "swiglu"
                                                     : "swiglu_fp8";
-  return {
-      "hopper/moe_gemm.cu",
-      {fmt::format("moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
-                   ".num_warps = {}, .num_stages = {}, .blocks_per_sm = {}, .fp8 = {}, .scales "
-                   "= moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
-                   ".size_k = {}, .top_k = {}}}>",
-                   c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8, scales,
-                   output, c.size_n, c.size_k, c.top_k)},
-      {}};
+  return {"hopper/moe_gemm.cu",
+          {fmt::format(
+              "moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
+              ".num_warps = {}, .ping_pong = {}, .num_stages = {}, .blocks_per_sm = {}, .fp8 "
+              "= {}, .scales = moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
+              ".size_k = {}, .top_k = {}}}>",
+              c.block_m, c.block_n, c.num_warps, c.ping_pong, c.num_stages, c.blocks_per_sm, c.fp8,
+              scales, output, c.size_n, c.size_k, c.top_k)},
+          {}};
 }
 
 GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& point) const {
@@ -219,10 +224,10 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   const double read_us = experts * c.size_n * static_cast<double>(c.size_k) * element / gbps / 1e3;
   const double l2_bytes = tiles * operand_bytes(c) * (c.size_k * element / kRowBytes);
   const double l2_us = l2_bytes / gpu.num_sms / kBytesPerClock / kClockMhz * waves;
-  // Two blocks overlap one's epilogue with the other's multiplication.
+  // Two blocks, or ping-pong, overlap one's epilogue with the other's multiplication.
   const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
   const double out_bytes = rows * moetune::out_columns(c) * 2;
-  const double store_us = out_bytes / gbps / 1e3 * (c.blocks_per_sm > 1 ? 1 : 2);
+  const double store_us = out_bytes / gbps / 1e3 * (c.blocks_per_sm > 1 || c.ping_pong ? 1 : 2);
   const double activation_us =
       stage == Stage::gemm1 && !is_fused(c) ? 2 * out_bytes / gbps / 1e3 : 0;
   return std::max({math_us, read_us, l2_us}) + store_us + activation_us + 4;
@@ -241,6 +246,7 @@ HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& poi
   HopperConfig c{.block_m = point.at("BLOCK_SIZE_M"),
                  .block_n = point.at("BLOCK_SIZE_N"),
                  .num_warps = point.at("NUM_WARPS"),
+                 .ping_pong = point.at("PING_PONG"),
                  .num_stages = point.at("NUM_STAGES"),
                  .blocks_per_sm = point.at("BLOCKS_PER_SM"),
                  .fp8 = fp8 ? 1 : 0,

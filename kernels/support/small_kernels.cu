@@ -36,8 +36,8 @@ __device__ __forceinline__ int block_scan(int value, int* warp_sums) {
   return result;
 }
 
-// From counts in shared memory: offsets, and both tile lists. `offsets` gets num_experts + 1
-// values.
+// From counts in shared memory: offsets, and both tile lists, which the grid's blocks share. Every
+// block gets all `offsets`, num_experts + 1 values.
 __device__ __forceinline__ void scan_and_list(const SortParams& p, const int* counts, int* offsets,
                                               int* first_tile, int* warp_sums) {
   const int e = threadIdx.x;
@@ -55,8 +55,9 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, const int* co
     if (e < p.num_experts) first_tile[e + 1] = last;
     __syncthreads();
     const int total = first_tile[p.num_experts];
-    if (e == 0) *p.num_tiles[which] = total;
-    for (int tile = e; tile < total; tile += kSortThreads) {
+    if (e == 0 && blockIdx.x == 0) *p.num_tiles[which] = total;
+    const int stride = gridDim.x * kSortThreads;
+    for (int tile = blockIdx.x * kSortThreads + e; tile < total; tile += stride) {
       int low = 0;  // the expert with first_tile[expert] <= tile < first_tile[expert + 1]
       int high = p.num_experts;
       while (high - low > 1) {
@@ -75,7 +76,7 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, const int* co
   }
 }
 
-// One block: everything in one launch. For up to some ten thousand slots.
+// One block: everything in one launch. For some thousand slots.
 __global__ void __launch_bounds__(kSortThreads) sort_small(const SortParams p) {
   __shared__ int counts[kMaxExperts];
   __shared__ int offsets[kMaxExperts + 1];
@@ -100,21 +101,25 @@ __global__ void __launch_bounds__(kSortThreads) sort_small(const SortParams p) {
   }
 }
 
-// Three launches for more: count per expert, scan, scatter with one reservation an expert a block.
+// Two launches for more. Block b counts its share of the slots by expert...
 __global__ void __launch_bounds__(kSortThreads) sort_count(const SortParams p) {
   __shared__ int counts[kMaxExperts];
   wait_for_previous_kernel();
   let_next_kernel_start();
   counts[threadIdx.x] = 0;
   __syncthreads();
-  const int i = blockIdx.x * kSortThreads + threadIdx.x;
-  if (i < p.num_slots) atomicAdd(&counts[p.topk_ids[i]], 1);
+  const int end = min(p.num_slots, (static_cast<int>(blockIdx.x) + 1) * p.slots_a_block);
+  for (int i = blockIdx.x * p.slots_a_block + threadIdx.x; i < end; i += kSortThreads) {
+    atomicAdd(&counts[p.topk_ids[i]], 1);
+  }
   __syncthreads();
-  const int count = counts[threadIdx.x];
-  if (count > 0) atomicAdd(&p.counts[threadIdx.x], count);
+  if (threadIdx.x < p.num_experts) {
+    p.counts[blockIdx.x * p.num_experts + threadIdx.x] = counts[threadIdx.x];
+  }
 }
 
-__global__ void __launch_bounds__(kSortThreads) sort_scan(const SortParams p) {
+// ...and places them behind those of the blocks before it, knowing everybody's counts.
+__global__ void __launch_bounds__(kSortThreads) sort_place(const SortParams p) {
   __shared__ int counts[kMaxExperts];
   __shared__ int offsets[kMaxExperts + 1];
   __shared__ int first_tile[kMaxExperts + 1];
@@ -122,29 +127,26 @@ __global__ void __launch_bounds__(kSortThreads) sort_scan(const SortParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int e = threadIdx.x;
-  counts[e] = e < p.num_experts ? p.counts[e] : 0;
+  int before = 0;
+  int total = 0;
+  if (e < p.num_experts) {
+#pragma unroll 8
+    for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
+      const int count = p.counts[b * p.num_experts + e];
+      total += count;
+      if (b < static_cast<int>(blockIdx.x)) before += count;
+    }
+  }
+  counts[e] = total;
   __syncthreads();
   scan_and_list(p, counts, offsets, first_tile, warp_sums);
-  if (e < p.num_experts) p.counts[e] = offsets[e];
-}
-
-__global__ void __launch_bounds__(kSortThreads) sort_scatter(const SortParams p) {
-  __shared__ int counts[kMaxExperts];
-  __shared__ int starts[kMaxExperts];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  counts[threadIdx.x] = 0;
+  if (e < p.num_experts) counts[e] = offsets[e] + before;
   __syncthreads();
-  const int i = blockIdx.x * kSortThreads + threadIdx.x;
-  const int expert = i < p.num_slots ? p.topk_ids[i] : -1;
-  const int rank = expert >= 0 ? atomicAdd(&counts[expert], 1) : 0;
-  __syncthreads();
-  const int count = counts[threadIdx.x];
-  if (count > 0) starts[threadIdx.x] = atomicAdd(&p.counts[threadIdx.x], count);
-  __syncthreads();
-  if (expert >= 0) {
-    p.sorted_slots[starts[expert] + rank] = i;
-    p.positions[i] = starts[expert] + rank;
+  const int end = min(p.num_slots, (static_cast<int>(blockIdx.x) + 1) * p.slots_a_block);
+  for (int i = blockIdx.x * p.slots_a_block + e; i < end; i += kSortThreads) {
+    const int position = atomicAdd(&counts[p.topk_ids[i]], 1);
+    p.sorted_slots[position] = i;
+    p.positions[i] = position;
   }
 }
 

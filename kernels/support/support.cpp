@@ -15,10 +15,10 @@ std::string activate_expression(ActivateInput input, ActivateOutput output) {
 }
 
 KernelSource small_kernels(Dtype dtype) {
-  KernelSource source{"support/small_kernels.cu",
-                      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_scan",
-                       "moetune::sort_scatter", "moetune::combine"},
-                      {}};
+  KernelSource source{
+      "support/small_kernels.cu",
+      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_place", "moetune::combine"},
+      {}};
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
   }

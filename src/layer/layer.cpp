@@ -11,7 +11,8 @@
 namespace moetune {
 namespace {
 
-constexpr int kSmallSortSlots = 16 * 1024;
+constexpr std::int64_t kSmallSortSlots = 2048;  // that one block sorts
+constexpr std::int64_t kSortBlocks = 128;       // at most, for more
 constexpr int kSortThreads = 1024;
 constexpr std::int64_t kMaxExperts = 1024;
 
@@ -141,7 +142,7 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
     routing.topk_weights.upload(data.topk_weights.data(), data.topk_weights.size() * 4);
     routing.sorted.sorted_slots = Buffer(data.topk_ids.size() * 4);
     routing.sorted.positions = Buffer(data.topk_ids.size() * 4);
-    routing.sorted.counts = Buffer(bytes(s.num_experts, 4));
+    routing.sorted.counts = Buffer(bytes(kSortBlocks * s.num_experts, 4));
     routing.sorted.num_tiles = Buffer(bytes(2, 4));
     for (Buffer& tiles : routing.sorted.tiles) {
       tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), sizeof(RowTile)));
@@ -207,13 +208,12 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch
     launch(stream_, small_.kernel("moetune::sort_small"), shape(1, kSortThreads), p);
     return;
   }
-  check_cuda(cudaMemsetAsync(p.counts, 0, r.sorted.counts.size(), stream_.get()), "memset");
-  const std::int64_t grid = (p.num_slots + kSortThreads - 1) / kSortThreads;
-  LaunchShape first = shape(grid, kSortThreads);
-  first.overlap = false;  // programmatic launch follows kernels only, and a memset comes before
-  launch(stream_, small_.kernel("moetune::sort_count"), first, p);
-  launch(stream_, small_.kernel("moetune::sort_scan"), shape(1, kSortThreads), p);
-  launch(stream_, small_.kernel("moetune::sort_scatter"), shape(grid, kSortThreads), p);
+  const std::int64_t slots = p.num_slots;
+  p.slots_a_block =
+      narrow(std::max<std::int64_t>(kSortThreads, (slots + kSortBlocks - 1) / kSortBlocks));
+  const std::int64_t grid = (slots + p.slots_a_block - 1) / p.slots_a_block;
+  launch(stream_, small_.kernel("moetune::sort_count"), shape(grid, kSortThreads), p);
+  launch(stream_, small_.kernel("moetune::sort_place"), shape(grid, kSortThreads), p);
 }
 
 void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {

@@ -37,7 +37,7 @@ struct Weights {
 struct Sorted {
   Buffer sorted_slots;  // int [num_slots]
   Buffer positions;     // int [num_slots]
-  Buffer counts;        // int [E], scratch
+  Buffer counts;        // int [blocks, E], scratch
   Buffer tiles[2];      // RowTile [max tiles], for GEMM1's and GEMM2's BLOCK_SIZE_M
   Buffer num_tiles;     // int [2]
 };

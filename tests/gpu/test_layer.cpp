@@ -263,7 +263,7 @@ TEST_CASE("sanitizer: a few points of every dtype") {
   for (const auto& variant : variants()) check_points(*variant, 4);
 }
 
-TEST_CASE("layer: many tokens take the three-launch sort and give the same result") {
+TEST_CASE("layer: many tokens are sorted by several blocks and give the same result") {
   if (no_gpu()) return;
   const Gpu gpu = list_gpus()[0];
   Problem problem = small_problem(Dtype::bf16, 128, 64);

@@ -42,6 +42,7 @@ struct GemmLaunch {
   Output output = Output::bf16;
   // Persistent kernels: blocks an SM, each of which takes tile after tile. 0: a block a tile.
   int blocks_per_sm = 0;
+  int cluster = 1;  // blocks that share a tile of block_m rows
   // Rows of the 128-byte wide boxes in which the copy engine (TMA) reads an operand; 0: it does
   // not.
   int w_box_rows = 0;

@@ -56,6 +56,32 @@ __device__ __forceinline__ void turn_give(int barrier) {
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
 }
+// Thread blocks of a cluster: this one's number, all waiting for all, and another's barrier.
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+}
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// A box to the same place of both blocks of a cluster of two, counted on the same barrier of each.
+__device__ __forceinline__ void tma_load_to_both(u32 shared, const TensorMap& map, int column,
+                                                 int row, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(shared),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(3))
+      : "memory");
+}
 // A box from (row, column) of the map's matrix to `shared`, counted on `barrier`.
 __device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int column, int row,
                                          u32 barrier) {

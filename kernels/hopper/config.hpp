@@ -11,6 +11,7 @@ struct HopperConfig {
   int block_m, block_n;  // tile: rows, weight rows; K goes in steps of 128 bytes
   int num_warps;         // that multiply, in warpgroups of four
   int ping_pong;         // 1: a warpgroup has a tile of its own; 0: they share one
+  int cluster;           // 2: two blocks, one tile below the other, share the weights' loads
   int num_stages;
   int blocks_per_sm;
   int fp8;  // 1: e4m3 operands, 0: bf16
@@ -48,9 +49,13 @@ constexpr int warpgroups_n(const HopperConfig& c) {
 constexpr int num_waves(const HopperConfig& c) {
   return c.ping_pong ? c.block_m / kWarpgroupRows : 1;
 }
+// Rows of the weights that one copy fetches: gate and up apart, each block of a cluster its half.
+constexpr int weight_box_rows(const HopperConfig& c) {
+  return is_fused(c) || c.cluster > 1 ? c.block_n / 2 : c.block_n;
+}
 // Warps that must have read a stage before it is loaded again.
 constexpr int readers(const HopperConfig& c) {
-  return c.ping_pong ? 4 : c.num_warps;
+  return (c.ping_pong ? 4 : c.num_warps) * c.cluster;
 }
 constexpr int num_threads(const HopperConfig& c) {
   return (math_warpgroups(c) + 1) * kWarpgroup;

@@ -23,12 +23,13 @@
 
 namespace moetune {
 
-// Where tile `index` of the walk lies.
+// Where tile `index` of the walk lies. A cluster walks as one; `rank` is this block's in it.
 template <HopperConfig C>
 struct Walk {
   static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
   const GemmParams& p;
   int row_tiles;
+  int rank;
 
   __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
   __device__ __forceinline__ RowTile find(int index, int& column) const {
@@ -47,7 +48,8 @@ struct Walk {
     }
     column = column_tile * tile_columns(C);
     const int4 raw = __ldg(reinterpret_cast<const int4*>(p.tiles) + row_tile);
-    return {raw.x, raw.y, raw.z, raw.w};
+    const int above = rank * C.block_m;
+    return {raw.x, raw.y + above, min(max(raw.z - above, 0), C.block_m), 0};
   }
 };
 
@@ -96,7 +98,8 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   constexpr int kElement = C.fp8 ? 1 : 2;
   constexpr int kScaleColumns = C.size_k / kScaleGroup;
   constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
-  constexpr int kBoxRows = is_fused(C) ? C.block_n / 2 : C.block_n;
+  constexpr int kBoxRows = weight_box_rows(C);
+  constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
   constexpr u32 kTmaBytes = (C.block_n + (kGather ? 0 : C.block_m)) * kRowBytes;
   // cp.async: a thread loads one 16-byte chunk of every 16th row.
   constexpr int kRowStep = kWarpgroup / 8;
@@ -109,10 +112,12 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   const int first_row = thread / 8;
   const u32 chunk_at = first_row * kRowBytes + (chunk ^ (first_row & 7)) * 16;
 
-  const Walk<C> walk{p, *p.num_tiles};
+  const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const Walk<C> walk{p, *p.num_tiles, rank};
   Ring<C.num_stages> ring;
   int column0 = 0;
-  for (int index = blockIdx.x; index < walk.size(); index += gridDim.x) {
+  const int stride = gridDim.x / C.cluster;
+  for (int index = blockIdx.x / C.cluster; index < walk.size(); index += stride) {
     const RowTile tile = walk.find(index, column0);
     u32 row_offset[kGather ? kLoads : 1];  // in 16-byte units: 32 bits reach 64 GiB
     if constexpr (kGather) {
@@ -152,9 +157,15 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
       const int k = step * step_k(C);
       if (thread == 0) {
         barrier_expect_bytes(full, kTmaBytes);
-        tma_load(shared.b(stage), w_map, k, w_row, full);
-        if constexpr (is_fused(C)) {
-          tma_load(shared.b(stage) + kBoxRows * kRowBytes, w_map, k, w_row + out_columns(C), full);
+        if constexpr (C.cluster > 1) {
+          tma_load_to_both(shared.b(stage) + rank * kBoxRows * kRowBytes, w_map, k,
+                           w_row + rank * kBoxPitch, full);
+        } else {
+#pragma unroll
+          for (int box = 0; box < C.block_n / kBoxRows; ++box) {
+            tma_load(shared.b(stage) + box * kBoxRows * kRowBytes, w_map, k,
+                     w_row + box * kBoxPitch, full);
+          }
         }
         if constexpr (!kGather) tma_load(shared.a(stage), a_map, k, tile.first, full);
       }
@@ -408,10 +419,11 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const u32 staging = shared.staging(threadIdx.x / 32 - 4);
   const Part<C> part(warpgroup);
 
-  const Walk<C> walk{p, *p.num_tiles};
+  const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const Walk<C> walk{p, *p.num_tiles, rank};
   Ring<C.num_stages> ring;
-  int index = blockIdx.x;
-  int stride = gridDim.x;
+  int index = blockIdx.x / C.cluster;
+  int stride = gridDim.x / C.cluster;
   if constexpr (C.ping_pong) {
     index += warpgroup * stride;
     stride *= math_warpgroups(C);
@@ -436,6 +448,9 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
         }
         step(i);
         if (lane == 0) barrier_arrive(shared.empty(ring.stage));
+        if constexpr (C.cluster > 1) {
+          if (lane == 0) barrier_arrive_at(shared.empty(ring.stage), rank ^ 1);
+        }
         ring.advance();
       }
       if constexpr (C.ping_pong) {
@@ -508,6 +523,7 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
     fence_barrier_init();
   }
   __syncthreads();
+  if constexpr (C.cluster > 1) cluster_wait();
   wait_for_previous_kernel();
   let_next_kernel_start();
   constexpr bool kMoves = math_registers(C) > launch_registers(C);
@@ -517,6 +533,10 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   } else {
     if constexpr (kMoves) take_registers<math_registers(C)>();
     multiply_tiles<C>(p, shared);
+  }
+  if constexpr (C.cluster > 1) {  // the other block may still write here
+    __syncwarp();
+    cluster_wait();
   }
 }
 

@@ -53,10 +53,11 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"BLOCK_SIZE_N", {64, 128, 192, 256}, 128, "weight rows (output columns) of a tile"},
       {"NUM_WARPS", {4, 8, 12, 16}, 8, "warps that multiply; four more load"},
       {"PING_PONG", {0, 1}, 0, "1: four warps have a tile of their own, 0: all share one"},
+      {"CLUSTER_SIZE", {1, 2}, 1, "blocks, one tile below the other, that share weight loads"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
-      {"GROUP_SIZE_M", {1, 4, 16}, 1, "row tiles walked together before the next column tile"},
+      {"GROUP_SIZE_M", {1, 4, 8, 16}, 1, "row tiles walked together before the next column tile"},
       {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"}};
   if (stage == Stage::gemm1) {
     space.parameters.push_back(
@@ -81,6 +82,12 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (groups % along_m != 0 || groups / along_m > 2) {
       return fmt::format("{} rows are {} warpgroups of 64, or twice as many side by side",
                          p.at("BLOCK_SIZE_M"), along_m);
+    }
+    return {};
+  });
+  rule("cluster", [](const Point& p) -> Violation {
+    if (p.at("CLUSTER_SIZE") > 1 && p.at("BLOCKS_PER_SM") > 1) {
+      return "clusters take a multiprocessor a block";
     }
     return {};
   });
@@ -136,17 +143,25 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
     if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
-    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M")) {
+    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE")) {
       return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
                          mean_rows(problem));
+    }
+    const HopperConfig c = hopper_config(problem, stage, p);
+    const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
+    const double activations = rows * c.size_k * (c.fp8 ? 1 : 2);
+    if (p.at("ORDER") == 1 && activations > static_cast<double>(gpu.l2_bytes) / 2) {
+      return fmt::format("{:.0f} MB of activations do not stay in L2 from column to column",
+                         activations / 1e6);
     }
     return {};
   });
   spare("few_rows", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
-    if (p.at("BLOCK_SIZE_M") > 64 && rows + 2 * std::sqrt(rows) <= p.at("BLOCK_SIZE_M") - 64) {
-      return fmt::format("{:.1f} rows an expert leave a warpgroup of a {}-row tile idle", rows,
-                         p.at("BLOCK_SIZE_M"));
+    const int tile_rows = p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE");
+    if (tile_rows > 64 && rows + 2 * std::sqrt(rows) <= tile_rows - 64) {
+      return fmt::format("{:.1f} rows an expert leave 64 rows of a tile of {} idle", rows,
+                         tile_rows);
     }
     return {};
   });
@@ -177,11 +192,12 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
   return {"hopper/moe_gemm.cu",
           {fmt::format(
               "moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
-              ".num_warps = {}, .ping_pong = {}, .num_stages = {}, .blocks_per_sm = {}, .fp8 "
+              ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
+              "{}, .fp8 "
               "= {}, .scales = moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
               ".size_k = {}, .top_k = {}}}>",
-              c.block_m, c.block_n, c.num_warps, c.ping_pong, c.num_stages, c.blocks_per_sm, c.fp8,
-              scales, output, c.size_n, c.size_k, c.top_k)},
+              c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
+              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k)},
           {}};
 }
 
@@ -189,14 +205,15 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
   const HopperConfig c = hopper_config(problem, stage, point);
   return {.num_threads = moetune::num_threads(c),
           .smem_bytes = moetune::smem_bytes(c),
-          .block_m = c.block_m,
+          .block_m = c.block_m * c.cluster,
           .tile_columns = moetune::tile_columns(c),
           .group_m = point.at("ORDER") == 1 ? 0 : point.at("GROUP_SIZE_M"),
           .split_k = 1,
           .fp8 = c.fp8 == 1,
           .output = c.output,
           .blocks_per_sm = c.blocks_per_sm,
-          .w_box_rows = is_fused(c) ? c.block_n / 2 : c.block_n,
+          .cluster = c.cluster,
+          .w_box_rows = weight_box_rows(c),
           .a_box_rows = c.top_k > 0 ? 0 : c.block_m};
 }
 
@@ -208,7 +225,7 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   constexpr double kBytesPerClock = 47;  // that an SM comfortably gets from L2
   constexpr double kClockMhz = 1600;
   const double experts = active_experts(problem);
-  const double row_tiles = experts * expected_pieces(problem, c.block_m);
+  const double row_tiles = experts * expected_pieces(problem, c.block_m * c.cluster) * c.cluster;
   const double pieces = experts * expected_pieces(problem, kWarpgroupRows);
   const double columns =
       static_cast<double>(ceil_div(moetune::out_columns(c), moetune::tile_columns(c)) * c.block_n);
@@ -222,7 +239,8 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   const double flops = 2.0 * pieces * kWarpgroupRows * columns * c.size_k;
   const double math_us = flops / (tflops > 0 ? tflops : 500) / 1e6 * waves;
   const double read_us = experts * c.size_n * static_cast<double>(c.size_k) * element / gbps / 1e3;
-  const double l2_bytes = tiles * operand_bytes(c) * (c.size_k * element / kRowBytes);
+  const double l2_bytes =
+      tiles * (c.block_m + c.block_n / c.cluster) * kRowBytes * (c.size_k * element / kRowBytes);
   const double l2_us = l2_bytes / gpu.num_sms / kBytesPerClock / kClockMhz * waves;
   // Two blocks, or ping-pong, overlap one's epilogue with the other's multiplication.
   const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
@@ -247,6 +265,7 @@ HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& poi
                  .block_n = point.at("BLOCK_SIZE_N"),
                  .num_warps = point.at("NUM_WARPS"),
                  .ping_pong = point.at("PING_PONG"),
+                 .cluster = point.at("CLUSTER_SIZE"),
                  .num_stages = point.at("NUM_STAGES"),
                  .blocks_per_sm = point.at("BLOCKS_PER_SM"),
                  .fp8 = fp8 ? 1 : 0,

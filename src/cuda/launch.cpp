@@ -40,16 +40,25 @@ void allow_smem(cudaKernel_t kernel, unsigned bytes) {
 }
 
 void launch(const Stream& stream, cudaKernel_t kernel, const LaunchShape& shape, void** arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned num_attributes = 0;
+  if (shape.overlap) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[num_attributes++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.smem_bytes;
   config.stream = stream.get();
-  config.attrs = &attribute;
-  config.numAttrs = shape.overlap ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = num_attributes;
   check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
              "kernel launch");
 }

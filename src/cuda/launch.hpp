@@ -19,6 +19,7 @@ struct LaunchShape {
   // Programmatic dependent launch: the kernel may start before its predecessor has ended and
   // waits for it itself (sm_90 and later; the kernel must call griddepcontrol.wait).
   bool overlap = false;
+  unsigned cluster = 1;  // blocks in a cluster (sm_90 and later)
 };
 
 // The kernels of one cubin, loaded on the current device.

@@ -254,8 +254,10 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   const std::int64_t tiles = max_row_tiles(batch.num_slots(), s.num_experts, c.block_m) *
                              ((columns + c.tile_columns - 1) / c.tile_columns);
   const std::int64_t resident = std::int64_t{c.blocks_per_sm} * gpu_.num_sms;
-  LaunchShape shape = this->shape(resident > 0 ? std::min(tiles, resident) : tiles,
+  const std::int64_t blocks = tiles * c.cluster;
+  LaunchShape shape = this->shape(resident > 0 ? std::min(blocks, resident) : blocks,
                                   static_cast<unsigned>(c.num_threads));
+  shape.cluster = static_cast<unsigned>(c.cluster);
   shape.grid.y = static_cast<unsigned>(c.split_k);
   shape.smem_bytes = static_cast<unsigned>(c.smem_bytes);
   if (!c.uses_tma()) {

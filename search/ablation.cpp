@@ -4,7 +4,6 @@
 #include <cstdlib>
 
 #include "core/error.hpp"
-#include "search/legal_points.hpp"
 #include "search/point_list.hpp"
 #include "search/strategies.hpp"
 
@@ -56,13 +55,13 @@ std::pair<int, std::ptrdiff_t> distance(const SearchSpace& space, const Point& a
   return {num_changed, num_steps};
 }
 
-std::optional<Point> nearest_legal(const SearchSpace& space, const Point& start) {
-  std::vector<Point> points = enumerate(space).points;
+std::optional<Point> nearest_legal(const SearchSpace& space, const std::vector<Point>& legal,
+                                   const Point& start) {
   const auto nearer = [&](const Point& a, const Point& b) {
     return distance(space, a, start) < distance(space, b, start);
   };
-  const auto found = std::ranges::min_element(points, nearer);
-  if (found == points.end()) return std::nullopt;
+  const auto found = std::ranges::min_element(legal, nearer);
+  if (found == legal.end()) return std::nullopt;
   return *found;
 }
 
@@ -80,11 +79,12 @@ std::string changes(const SearchSpace& space, const Point& from, const Point& to
 
 }  // namespace
 
-std::unique_ptr<Strategy> make_ablation(const SearchSpace& space, const StrategyOptions& options) {
+std::unique_ptr<Strategy> make_ablation(const SearchSpace& space, std::vector<Point> legal,
+                                        const StrategyOptions& options) {
   Point start = complete(space, options.start.value_or(space.reference()));
   std::string note;
   if (const auto rejection = space.reject(start, true)) {
-    const auto moved = nearest_legal(space, start);
+    const auto moved = nearest_legal(space, legal, start);
     const std::string why =
         fmt::format("the start point breaks rule '{}' ({})", rejection->rule, rejection->reason);
     if (!moved) {

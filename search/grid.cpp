@@ -4,10 +4,10 @@
 
 namespace moetune {
 
-std::unique_ptr<Strategy> make_grid(const SearchSpace& space, const StrategyOptions& options) {
-  std::vector<Point> points = enumerate(space).points;
-  shuffle(points, options.seed);
-  return std::make_unique<PointList>(std::move(points));
+std::unique_ptr<Strategy> make_grid(const SearchSpace&, std::vector<Point> legal,
+                                    const StrategyOptions& options) {
+  shuffle(legal, options.seed);
+  return std::make_unique<PointList>(std::move(legal));
 }
 
 }  // namespace moetune

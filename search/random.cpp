@@ -7,14 +7,14 @@
 
 namespace moetune {
 
-std::unique_ptr<Strategy> make_random(const SearchSpace& space, const StrategyOptions& options) {
+std::unique_ptr<Strategy> make_random(const SearchSpace&, std::vector<Point> legal,
+                                      const StrategyOptions& options) {
   if (options.count == 0) {
     throw Error(ErrorKind::usage, "random: 0 points were asked for; give a count of 1 or more");
   }
-  std::vector<Point> points = enumerate(space).points;
-  shuffle(points, options.seed);
-  points.resize(std::min<std::size_t>(points.size(), options.count));
-  return std::make_unique<PointList>(std::move(points));
+  shuffle(legal, options.seed);
+  legal.resize(std::min<std::size_t>(legal.size(), options.count));
+  return std::make_unique<PointList>(std::move(legal));
 }
 
 }  // namespace moetune

@@ -3,24 +3,31 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "search/legal_points.hpp"
 #include "search/strategies.hpp"
 
 namespace moetune {
 namespace {
 
-using Make = std::unique_ptr<Strategy> (*)(const SearchSpace&, const StrategyOptions&);
-constexpr std::pair<std::string_view, Make> kStrategies[] = {
+constexpr std::pair<std::string_view, StrategyMaker*> kStrategies[] = {
     {"grid", make_grid},
     {"random", make_random},
     {"ablation", make_ablation},
+    {"guided", make_guided},
+    {"differential_evolution", make_differential_evolution},
 };
 
 }  // namespace
 
 std::unique_ptr<Strategy> make_strategy(std::string_view name, const SearchSpace& space,
                                         const StrategyOptions& options) {
+  return make_strategy(name, space, enumerate(space).points, options);
+}
+
+std::unique_ptr<Strategy> make_strategy(std::string_view name, const SearchSpace& space,
+                                        std::vector<Point> legal, const StrategyOptions& options) {
   for (const auto& [known, make] : kStrategies) {
-    if (known == name) return make(space, options);
+    if (known == name) return make(space, std::move(legal), options);
   }
   const auto views = strategy_names();
   const std::vector<std::string> names(views.begin(), views.end());

@@ -16,7 +16,7 @@
 
 namespace moetune::fake {
 
-class FakeVariant final : public Variant {
+class FakeVariant : public Variant {
  public:
   std::string_view name() const override { return "fake"; }
   std::string_view help() const override { return "for tests"; }

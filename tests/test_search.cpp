@@ -207,5 +207,20 @@ TEST_CASE("ablation: a space without a legal point proposes nothing and says why
 TEST_CASE("registry: an unknown strategy names the nearest one") {
   CHECK_THROWS_WITH_AS(run("ablatoin", small_space()), doctest::Contains("did you mean 'ablation'"),
                        Error);
-  CHECK(strategy_names() == std::vector<std::string_view>{"grid", "random", "ablation"});
+  CHECK(strategy_names() == std::vector<std::string_view>{"grid", "random", "ablation", "guided",
+                                                          "differential_evolution"});
+}
+
+TEST_CASE("legal points: come in the space's order, each as the space itself would make it") {
+  const SearchSpace space = small_space();
+  std::vector<Point> expected;
+  for (std::uint64_t i = 0; i < space.size(); ++i)
+    if (!space.reject(space.at(i))) expected.push_back(space.at(i));
+  CHECK(enumerate(space).points == expected);
+}
+
+TEST_CASE("legal points: a space whose first parameter has no value has none") {
+  SearchSpace space = small_space();
+  space.parameters[0].values.clear();
+  CHECK(enumerate(space).points.empty());
 }

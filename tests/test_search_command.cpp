@@ -198,6 +198,9 @@ TEST_CASE("search command: misuse is one line, exit code 2, and harms nothing") 
       {{"--fp8", "maybe"}, "maybe"},
       {{"--variant", "portabel"}, "portable"},
       {{"--start", "table"}, "--ablation"},
+      {{"--guided", "--grid"}, "--guided"},
+      {{"--strategy", "giuded"}, "guided"},
+      {{"--strategy", "random"}, "--random N"},
       {{"--ablation", "--start", "BLOCK_SIZE_M"}, "NAME=VALUE"},
       {{"--random", "1", "--tokens", "1", "--resume", "--seed", "7"}, "seed"}};
   for (const auto& [words, part] : cases) {

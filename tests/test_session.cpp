@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <cmath>
 #include <csignal>
 #include <map>
 #include <set>
@@ -9,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "tests/fake_search.hpp"
+#include "tune/finals.hpp"
 
 using namespace moetune;
 using namespace moetune::fake;
@@ -30,6 +32,34 @@ int count(const std::vector<Request>& requests, Stage stage, std::int64_t num_to
         return request.stage == stage && request.num_tokens == num_tokens &&
                request.thorough == thorough;
       }));
+}
+
+// 20 times the points: what a strategy that learns needs to be told from a grid.
+class WideVariant final : public FakeVariant {
+ public:
+  SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
+                    Fp8Mode fp8) const override {
+    SearchSpace space = FakeVariant::space(gpu, problem, stage, fp8);
+    space.parameters.push_back({"NUM_WARPS", {1, 2, 4, 8, 16}, 4, ""});
+    space.parameters.push_back({"NUM_STAGES", {2, 3, 4, 5}, 2, ""});
+    return space;
+  }
+};
+
+Plan wide_reference(const Gpu&, const Problem&) {
+  Plan plan = reference({}, {});
+  for (Step& step : plan.steps) {
+    step.point.set("NUM_WARPS", 4);
+    step.point.set("NUM_STAGES", 2);
+  }
+  return plan;
+}
+
+void alter_wide(const Request& request, Trial& trial) {
+  for (const Step& step : request.plan.steps) {
+    trial.timing.median_us += 6 * std::abs(std::log2(step.point.at("NUM_WARPS") / 8.0));
+    trial.timing.median_us += 5 * std::abs(step.point.at("NUM_STAGES") - 4);
+  }
 }
 
 std::vector<nlohmann::ordered_json> records(const std::string& path, const std::string& kind) {
@@ -239,6 +269,46 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("search: guided finds what a grid finds with fewer looks, also stopped and resumed") {
+  const WideVariant wide;
+  const auto set_up = [&wide](FakeSearch& fake, const char* strategy) {
+    fake.settings.variants = {&wide};
+    fake.settings.reference = wide_reference;
+    fake.settings.strategy = strategy;
+  };
+  FakeSearch grid;
+  set_up(grid, "grid");
+  FakeEvaluator exhaustive;
+  exhaustive.alter = alter_wide;
+  const SearchResult best = grid.run(exhaustive);
+
+  FakeSearch guided;
+  set_up(guided, "guided");
+  FakeEvaluator all;
+  all.alter = alter_wide;
+  const SearchResult found = guided.run(all);
+  CHECK(found.table.complete);
+  CHECK(2 * all.requests.size() < exhaustive.requests.size());
+  for (const auto& [num_tokens, entry] : best.table.entries) {
+    CHECK(found.table.entries.at(num_tokens).timing.median_us <= entry.timing.median_us * 1.01);
+  }
+  const auto wanted = entries_of(found.table_path);
+
+  for (const std::size_t at : {30, 70, 150}) {
+    CAPTURE(at);
+    FakeSearch fake;
+    set_up(fake, "guided");
+    FakeEvaluator first;
+    first.alter = alter_wide;
+    fake.run(first, false, [&] { return first.requests.size() >= at; });
+    FakeEvaluator rest;
+    rest.alter = alter_wide;
+    const SearchResult resumed = fake.run(rest, true);
+    CHECK(rest.requests.size() == all.requests.size() - at);
+    CHECK(entries_of(resumed.table_path) == wanted);
+  }
+}
+
 TEST_CASE("search: killed at any moment, --resume repeats at most one trial and ends the same") {
   FakeSearch whole;
   FakeEvaluator all;
@@ -307,6 +377,32 @@ TEST_CASE("search: tuning some token counts of a complete table again leaves it 
   const Table table = read_table(fake.run(evaluator).table_path);
   CHECK(table.complete);
   CHECK(table.entries.size() == 3);
+}
+
+TEST_CASE("finals: the confidence interval covers the spread of samples and of rounds") {
+  const Timing steady{100, 99, 101, 20, 0};
+  const Interval one = confidence(std::vector{steady});
+  CHECK(one.low_us == doctest::Approx(99.57).epsilon(0.001));  // 1.96 * 1.2533 * 0.78 / sqrt(20)
+  CHECK(one.high_us == doctest::Approx(100.43).epsilon(0.001));
+  const Interval two = confidence(std::vector{steady, steady});
+  CHECK(two.high_us - two.low_us < one.high_us - one.low_us);
+  const Interval drifted = confidence(std::vector{steady, Timing{104, 103, 105, 20, 0}});
+  CHECK(drifted.low_us == doctest::Approx(100));
+  CHECK(drifted.high_us == doctest::Approx(104));
+}
+
+TEST_CASE("search: an entry's record holds the interval of its layer's time") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  int num_layers = 0;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (request.stage == Stage::layer) trial.timing.median_us += ++num_layers % 2 == 0 ? 0.5 : 0;
+  };
+  const double median_us = fake.run(evaluator).table.entries.at(16).timing.median_us;
+  const auto entry = records(fake.journal_path(), "entry").at(0);
+  CHECK(entry.at("ci95_us").at(0) < median_us);
+  CHECK(entry.at("ci95_us").at(1) > median_us);
 }
 
 TEST_CASE("search: the journal ends with what the run came to") {

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "report/fp8_effect.hpp"
 #include "report/progress.hpp"
 #include "report/summary.hpp"
+#include "search/strategy.hpp"
 #include "tune/session.hpp"
 #include "tune/session_records.hpp"
 #include "tune/worker_evaluator.hpp"
@@ -31,6 +33,8 @@ using Json = nlohmann::ordered_json;
 
 struct SearchOptions {
   ProblemOptions problem;
+  std::string strategy;  // empty: what the short forms below say
+  bool guided = false;
   bool grid = false;
   std::uint64_t num_random = 0;
   bool ablation = false;
@@ -71,11 +75,27 @@ Point parse_point(const std::string& text) {
   return point;
 }
 
+std::string strategy_name(const SearchOptions& options) {
+  if (options.ablation) return "ablation";
+  if (options.num_random > 0) return "random";
+  if (options.guided) return "guided";
+  if (options.grid || options.strategy.empty()) return "grid";
+  if (options.strategy == "random") {
+    throw Error(ErrorKind::usage, "--strategy random: say how many points with --random N");
+  }
+  // Throws for a name that does not exist, and names the nearest.
+  make_strategy(options.strategy, {}, {}, {});
+  return options.strategy;
+}
+
 SearchSettings make_settings(const SearchOptions& options, const Problem& problem, const Gpu& gpu,
                              const OutputPaths& paths) {
   SearchSettings settings;
-  settings.strategy = options.ablation ? "ablation" : options.num_random > 0 ? "random" : "grid";
+  settings.strategy = strategy_name(options);
   settings.num_random = options.num_random;
+  if (!options.start.empty() && settings.strategy != "ablation") {
+    throw Error(ErrorKind::usage, "--start says where --ablation starts; add --ablation");
+  }
   settings.token_counts = options.token_counts;
   settings.num_finalists = options.num_finalists;
   settings.fp8 =
@@ -216,6 +236,7 @@ void add_search(CLI::App& app, Run& run) {
   CLI::App* command = app.add_subcommand("search", "Find the best points and write a table");
   command->footer(R"(Examples:
   moe-tune search --grid --model qwen3-30b-a3b --dtype fp8_block
+  moe-tune search --guided --model deepseek-v3 --tp 8 --dtype fp8_block --budget 2m
   moe-tune search --random 200 --shape 8,2,4096,14336 --tokens 1,64,1024 --budget 10m
   moe-tune search --ablation --start table --model mixtral-8x7b --tokens 64
 
@@ -224,27 +245,41 @@ ends the search cleanly (exit code 130); --resume goes on with the journal, also
   auto options = std::make_shared<SearchOptions>();
   options->problem.add_to(*command);
   const std::string strategy = "Strategy";
-  auto* grid =
-      command->add_flag("--grid", options->grid, "Every legal point (default)")->group(strategy);
+  auto* guided =
+      command->add_flag("--guided", options->guided, "A model's order, corrected as times come in")
+          ->group(strategy);
+  auto* grid = command->add_flag("--grid", options->grid, "Every legal point (default)")
+                   ->excludes(guided)
+                   ->group(strategy);
   auto* random = command
                      ->add_option("--random", options->num_random,
                                   "N legal points for each GEMM and token count")
                      ->type_name("N")
                      ->check(integer_from(1))
+                     ->excludes(guided)
                      ->excludes(grid)
                      ->group(strategy);
   auto* ablation = command
                        ->add_flag("--ablation", options->ablation,
                                   "One parameter at a time around a point, and what each does")
+                       ->excludes(guided)
                        ->excludes(grid)
                        ->excludes(random)
                        ->group(strategy);
+  command
+      ->add_option("--strategy", options->strategy,
+                   fmt::format("Any of {}, by its name", fmt::join(strategy_names(), ", ")))
+      ->type_name("NAME")
+      ->excludes(guided)
+      ->excludes(grid)
+      ->excludes(random)
+      ->excludes(ablation)
+      ->group(strategy);
   command
       ->add_option("--start", options->start,
                    "Where --ablation starts: NAME=VALUE,..., `table` for the best known, or a "
                    "table's path; the reference point when left out")
       ->type_name("POINT")
-      ->needs(ablation)
       ->group(strategy);
   command
       ->add_option("--budget", options->budget,

@@ -1,6 +1,7 @@
 #include "tune/finals.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string>
 #include <tuple>
@@ -72,6 +73,25 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
     merged.push_back(sum);
   }
   return merged;
+}
+
+Interval confidence(std::span<const Timing> rounds) {
+  constexpr double kSdsInRange = 2.563;    // p10 to p90 of a normal distribution
+  constexpr double kMedianError = 1.2533;  // of a median over that of a mean, sqrt(pi / 2)
+  const auto num = static_cast<double>(rounds.size());
+  double sum = 0;
+  double variance = 0;
+  double low = rounds.front().median_us;
+  double high = low;
+  for (const Timing& timing : rounds) {
+    const double sd = (timing.p90_us - timing.p10_us) / kSdsInRange;
+    sum += timing.median_us;
+    variance += kMedianError * kMedianError * sd * sd / std::max(1, timing.num_samples);
+    low = std::min(low, timing.median_us);
+    high = std::max(high, timing.median_us);
+  }
+  const double half = std::max(1.96 * std::sqrt(variance) / num, (high - low) / 2);
+  return {sum / num - half, sum / num + half};
 }
 
 bool is_tie(const Timing& timing, const Timing& best) {

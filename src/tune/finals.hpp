@@ -24,6 +24,15 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
 std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
                                  std::int64_t num_tokens);
 
+// 95 % confidence interval of a plan's median over its thorough rounds.
+struct Interval {
+  double low_us = 0;
+  double high_us = 0;
+};
+// From each round's p10..p90 and number of samples, as if they were normal; at least what the
+// rounds differ by, for clocks drift between them. At least one round.
+Interval confidence(std::span<const Timing> rounds);
+
 // Whether a difference is within noise: medians within 1 %, or within 2 % and inside each other's
 // p10..p90.
 bool is_tie(const Timing& timing, const Timing& best);

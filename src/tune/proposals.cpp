@@ -23,18 +23,39 @@ Proposals::Proposals(const SearchSettings& settings, const Gpu& gpu, const Probl
     : gpu_(gpu), problem_(problem), stage_(stage) {
   for (const Variant* variant : settings.variants) {
     Searched searched{variant, variant->space(gpu, problem, stage, settings.fp8), nullptr, {}};
-    add_rejected(rejected_, enumerate(searched.space).rejected);
-    searched.strategy = make_strategy(settings.strategy, searched.space,
-                                      {.count = settings.num_random,
-                                       .seed = problem.seed,
-                                       .start = start_point(settings, *variant, searched.space)});
+    LegalPoints legal = enumerate(searched.space);
+    add_rejected(rejected_, legal.rejected);
+    searched.strategy =
+        make_strategy(settings.strategy, searched.space, std::move(legal.points),
+                      {.count = settings.num_random,
+                       .seed = problem.seed,
+                       .start = start_point(settings, *variant, searched.space),
+                       .predict_us = [variant, gpu, problem, stage](const Point& point) {
+                         return variant->predict_us(gpu, problem, stage, point);
+                       }});
     if (std::string note = searched.strategy->note(); !note.empty()) {
       notes_.push_back(fmt::format("{} {}, {} tokens: {}", variant->name(), to_string(stage),
                                    problem.num_tokens, note));
     }
     searched_.push_back(std::move(searched));
   }
-  refill();
+}
+
+void Proposals::begin(std::span<const Trial> neighbours) {
+  for (Searched& searched : searched_) {
+    std::vector<Observation> seen;
+    for (const Trial& trial : neighbours) {
+      const Step* step = trial.plan.find(to_string(stage_));
+      if (step == nullptr || step->variant != searched.variant->name()) continue;
+      Problem problem = problem_;
+      problem.num_tokens = trial.num_tokens;
+      const bool is_good = trial.status == TrialStatus::ok;
+      seen.push_back({step->point, searched.variant->predict_us(gpu_, problem, stage_, step->point),
+                      is_good ? trial.timing.median_us : 0});
+    }
+    searched.strategy->learn(seen);
+  }
+  refill(0);
 }
 
 std::optional<Point> Proposals::start_point(const SearchSettings& settings, const Variant& variant,
@@ -65,10 +86,11 @@ std::optional<Point> Proposals::start_point(const SearchSettings& settings, cons
   return point;
 }
 
-bool Proposals::refill() {
+bool Proposals::refill(double best_us) {
   queue.clear();
   num_prefetched = 0;
   for (Searched& searched : searched_) {
+    if (best_us > 0) searched.strategy->aim(best_us);
     for (std::size_t n = 0; n < kWindow; ++n) {
       std::optional<Point> point = searched.strategy->next();
       if (!point) break;
@@ -83,9 +105,16 @@ bool Proposals::refill() {
   return !queue.empty();
 }
 
-Plan Proposals::plan(const Candidate& candidate) const {
-  return Plan{
-      {{std::string(to_string(stage_)), std::string(candidate.variant->name()), candidate.point}}};
+std::vector<Plan> Proposals::likely(std::size_t count) const {
+  std::vector<Plan> plans;
+  for (const Searched& searched : searched_)
+    for (const Point& point : searched.strategy->likely(count))
+      plans.push_back(plan(*searched.variant, point));
+  return plans;
+}
+
+Plan Proposals::plan(const Variant& variant, const Point& point) const {
+  return Plan{{{std::string(to_string(stage_)), std::string(variant.name()), point}}};
 }
 
 bool Proposals::allows(const Step& step) const {

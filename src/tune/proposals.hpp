@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,18 +40,25 @@ struct Candidate {
 
 class Proposals {
  public:
-  // Enumerates the spaces and makes the first refill. Throws Error(usage) for a start point that
-  // names an unknown parameter. `settings` must outlive this.
+  // Enumerates the spaces. Throws Error(usage) for a start point that names an unknown parameter.
+  // `settings` must outlive this.
   Proposals(const SearchSettings& settings, const Gpu& gpu, const Problem& problem, Stage stage);
 
+  // Shows the strategies what trials of this stage at other token counts came to, then makes the
+  // first refill.
+  void begin(std::span<const Trial> neighbours);
   // What comes next, best predicted first: racing then has a tight bound from the start, and a
   // budget that runs out has seen what is likely best.
   std::vector<Candidate> queue;
   std::size_t num_prefetched = 0;  // how far into the queue compilation has been started
-  // Replaces the queue with what the strategies propose now; false when they are done.
-  bool refill();
+  // Replaces the queue with what the strategies propose now; false when they are done. `best_us`:
+  // the fastest time so far, 0 when there is none.
+  bool refill(double best_us);
+  // Plans that may well come after the queue, up to `count` for each variant.
+  std::vector<Plan> likely(std::size_t count) const;
 
-  Plan plan(const Candidate& candidate) const;
+  Plan plan(const Variant& variant, const Point& point) const;
+  Plan plan(const Candidate& candidate) const { return plan(*candidate.variant, candidate.point); }
   bool allows(const Step& step) const;  // a point of these spaces that breaks no rule
   Stage stage() const { return stage_; }
   std::int64_t num_tokens() const { return problem_.num_tokens; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "report/summary.hpp"
 
@@ -11,9 +12,10 @@ namespace {
 
 constexpr double kRaceBand = 1.25;   // a first look's noise is well below this
 constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the one that runs
+constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is known what follows it
 
 // Starts compiling up to kAhead candidates from `position` of the queue on, as far as the
-// allowance may reach, then the first of the later stage's.
+// allowance may reach, then what may come after the queue, then the first of the later stage's.
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
                    std::uint64_t num_allowed, Proposals* later) {
   const auto top_up = [&runner](Proposals& of, std::size_t end) {
@@ -27,7 +29,17 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
     runner.prefetch(requests);
   };
   const auto reach = static_cast<std::size_t>(std::min<std::uint64_t>(kAhead, num_allowed));
+  const bool is_new = proposals.num_prefetched == 0;
   top_up(proposals, position + reach);
+  if (is_new) {
+    std::vector<Request> requests;
+    for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
+      requests.push_back({.stage = proposals.stage(),
+                          .num_tokens = proposals.num_tokens(),
+                          .plan = std::move(plan)});
+    }
+    runner.prefetch(requests);
+  }
   const std::size_t waiting =
       proposals.num_prefetched - std::min(proposals.num_prefetched, position);
   if (later != nullptr && waiting < reach) top_up(*later, reach - waiting);
@@ -72,7 +84,7 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
       }
       candidate.strategy->observe(candidate.point, trials[seen.at(plan.key())]);
     }
-  } while (proposals.refill());
+  } while (proposals.refill(best_us));
   return trials;
 }
 

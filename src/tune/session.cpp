@@ -72,6 +72,7 @@ class Session {
   std::uint64_t num_looks_ = 0;               // what a budget of trials counts
   std::uint64_t num_left_ = 0;                // token counts to go
   std::array<std::vector<Plan>, 2> winners_;  // of the token count before
+  std::array<std::vector<Trial>, 2> looks_;   // at the token count before
 };
 
 // The next token count's spaces are enumerated beside the measuring: it takes a good part of a
@@ -96,6 +97,7 @@ void Session::run() {
     Problem problem = problem_;
     problem.num_tokens = num_tokens;
     const Plan reference = settings_.reference(evaluator_.gpu(), problem);
+    for (std::size_t s = 0; s < 2; ++s) proposals[s].begin(looks_[s]);
     std::array<std::vector<Trial>, 2> finals;
     finals[0] = tune_stage(proposals[0], &proposals[1], reference);
     finals[1] = tune_stage(proposals[1], nullptr, reference);
@@ -162,14 +164,23 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
 
   std::vector<Plan> seeds;
   if (const Step* step = reference.find(to_string(stage))) seeds.push_back(Plan{{*step}});
-  if (const Plan known = known_plan(num_tokens); const Step* step = known.find(to_string(stage))) {
-    winners.push_back(Plan{{*step}});
-  }
   for (const Plan& plan : winners)
     if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
   const Allowance allowance =
       share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, stage == Stage::gemm2);
   std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later);
+  looks_[stage == Stage::gemm1 ? 0 : 1] = trials;
+  // After the race: a resumed search finds its own entries in the table, and strategies that learn
+  // must decide as they did before.
+  const Plan known = known_plan(num_tokens);
+  if (const Step* step = known.find(to_string(stage))) {
+    const Plan plan{{*step}};
+    const bool is_new = std::none_of(trials.begin(), trials.end(),
+                                     [&](const Trial& trial) { return trial.plan == plan; });
+    if (is_new && proposals.allows(*step)) {
+      trials.push_back(runner_.run({stage, num_tokens, plan, 0, false}, 0));
+    }
+  }
   num_looks_ += trials.size();
 
   // The reference is measured even where the settings exclude it (FP8 on): it cannot win then.
@@ -235,7 +246,13 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   entry.smem_bytes = winner.smem_bytes;
   entry.source = winner.source;
   if (num_measured() > measured_before) {
-    journal_.append(entry_record(num_tokens, entry));
+    std::vector<Timing> rounds;
+    for (const Trial& trial : runner_.trials()) {
+      const bool is_winners = trial.stage == Stage::layer && trial.num_tokens == num_tokens &&
+                              trial.plan == winner.plan;
+      if (is_winners) rounds.push_back(trial.timing);
+    }
+    journal_.append(entry_record(num_tokens, entry, confidence(rounds)));
   }
   return entry;
 }

@@ -50,11 +50,12 @@ Json stage_record(const Proposals& proposals, std::span<const Trial> finals,
           {"finalists", finalists}};
 }
 
-Json entry_record(std::int64_t num_tokens, const TableEntry& entry) {
+Json entry_record(std::int64_t num_tokens, const TableEntry& entry, const Interval& interval) {
   return {{"record", "entry"},
           {"num_tokens", num_tokens},
           {"plan", entry.plan},
           {"median_us", entry.timing.median_us},
+          {"ci95_us", {interval.low_us, interval.high_us}},
           {"reference_us", entry.reference_us},
           {"tie", entry.tie},
           {"source", to_string(entry.source)}};

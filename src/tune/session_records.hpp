@@ -5,6 +5,7 @@
 #include <span>
 
 #include "core/trial.hpp"
+#include "tune/finals.hpp"
 #include "tune/proposals.hpp"
 #include "tune/session.hpp"
 
@@ -18,7 +19,8 @@ nlohmann::ordered_json journal_identity(const TableIdentity& identity, const Pro
 // winner first.
 nlohmann::ordered_json stage_record(const Proposals& proposals, std::span<const Trial> finals,
                                     std::size_t num_trials);
-nlohmann::ordered_json entry_record(std::int64_t num_tokens, const TableEntry& entry);
+nlohmann::ordered_json entry_record(std::int64_t num_tokens, const TableEntry& entry,
+                                    const Interval& interval);
 // What a run came to: seconds, trials by status, points by rejecting rule.
 nlohmann::ordered_json run_record(const SearchResult& result);
 

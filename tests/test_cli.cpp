@@ -165,3 +165,31 @@ TEST_CASE("cli: space counts every point once, legal or under the rule that reje
   CHECK(holds(text.out, "BLOCK_SIZE_M"));
   CHECK_FALSE(holds(text.out, "gemm1 of"));
 }
+
+TEST_CASE("cli: replay runs strategies on a recorded journal and writes what it is asked for") {
+  const std::string journal =
+      "'" MOETUNE_SOURCE_DIR
+      "/results/NVIDIA_H200/E=8,N=14336,H=4096,topk=2,device_name=NVIDIA_H200.jsonl' ";
+  std::string folder = (fs::temp_directory_path() / "moetune_cli_XXXXXX").string();
+  REQUIRE(::mkdtemp(folder.data()) != nullptr);
+  const Ran ran = run("replay " + journal + "--seeds 2 --json --out " + folder +
+                      "/replay.json --svg " + folder + "/replay.svg --t4 " + folder + "/t4.json");
+  CAPTURE(ran.err);
+  REQUIRE(ran.code == 0);
+  const auto json = nlohmann::json::parse(ran.out);
+  CHECK(json.at("journals")[0].at("identity").at("model") == "mixtral-8x7b");
+  CHECK(json.at("journals")[0].at("strategies").size() == 5);
+  CHECK(json.at("journals")[0].at("num_seeds") == 2);
+  CHECK(read_file(folder + "/replay.json") == ran.out);
+  CHECK(read_file(folder + "/replay.svg").starts_with("<svg"));
+  CHECK_FALSE(nlohmann::json::parse(read_file(folder + "/t4.json")).at("results").empty());
+  fs::remove_all(folder);
+
+  const Ran text = run("replay " + journal + "--seeds 1 --strategy guided,grid");
+  CHECK(text.code == 0);
+  CHECK(holds(text.out, "guided"));
+  CHECK(holds(text.out, "GPU seconds:"));
+  check_error("replay " + journal + "--strategy giuded", 2, "did you mean 'guided'");
+  check_error("replay " + journal + journal + "--t4 x.json", 2, "--t4");
+  check_error("replay /nowhere.jsonl", 2, "/nowhere.jsonl");
+}

@@ -14,6 +14,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "tune/gzip.hpp"
 
 namespace moetune {
 namespace {
@@ -76,7 +77,7 @@ bool read_record(const std::string& line, JournalContents& contents, std::string
 }  // namespace
 
 JournalContents read_journal(const std::string& path) {
-  const std::string text = read_file(path);
+  const std::string text = read_maybe_gzip(path);
   JournalContents contents;
   std::size_t begin = 0;
   for (int number = 1; begin < text.size(); ++number) {

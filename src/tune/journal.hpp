@@ -35,7 +35,7 @@ struct JournalContents {
 };
 
 // Throws Error(input) when the file cannot be read or its first line is not a journal's header of
-// this version. Bad lines are skipped and named in `warnings`.
+// this version. PATH.gz is read as gzip. Bad lines are skipped and named in `warnings`.
 JournalContents read_journal(const std::string& path);
 
 class Journal {

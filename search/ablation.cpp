@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "core/error.hpp"
 #include "search/point_list.hpp"
@@ -55,14 +56,14 @@ std::pair<int, std::ptrdiff_t> distance(const SearchSpace& space, const Point& a
   return {num_changed, num_steps};
 }
 
-std::optional<Point> nearest_legal(const SearchSpace& space, const std::vector<Point>& legal,
+std::optional<Point> nearest_legal(const SearchSpace& space, std::vector<Point> legal,
                                    const Point& start) {
   const auto nearer = [&](const Point& a, const Point& b) {
     return distance(space, a, start) < distance(space, b, start);
   };
   const auto found = std::ranges::min_element(legal, nearer);
   if (found == legal.end()) return std::nullopt;
-  return *found;
+  return std::move(*found);
 }
 
 // "BLOCK_SIZE_M 512 -> 256, NUM_STAGES 8 -> 4"
@@ -84,7 +85,7 @@ std::unique_ptr<Strategy> make_ablation(const SearchSpace& space, std::vector<Po
   Point start = complete(space, options.start.value_or(space.reference()));
   std::string note;
   if (const auto rejection = space.reject(start, true)) {
-    const auto moved = nearest_legal(space, legal, start);
+    const auto moved = nearest_legal(space, std::move(legal), start);
     const std::string why =
         fmt::format("the start point breaks rule '{}' ({})", rejection->rule, rejection->reason);
     if (!moved) {

@@ -41,6 +41,7 @@ std::string line(const std::vector<const EntryRun*>& runs) {
   for (int n = 0; n < kNumSamples; ++n) {
     const double share = kLeastShare * std::pow(1 / kLeastShare, n / (kNumSamples - 1.0));
     std::vector<double> ratios;
+    ratios.reserve(runs.size());
     for (const EntryRun* run : runs) ratios.push_back(best_after(*run, share));
     const auto middle = ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
     std::nth_element(ratios.begin(), middle, ratios.end());

@@ -76,6 +76,7 @@ int run(int argc, char** argv) {
   add_devices(app, chosen);
   add_models(app, chosen);
   add_space(app, chosen);
+  add_merge(app, chosen);
   add_report(app, chosen);
   add_worker(app, chosen);
   try {

@@ -73,6 +73,7 @@ std::unique_ptr<Evaluator> make_local_children(const std::vector<DeviceChoice>& 
   }
   const auto quarantine = std::make_shared<Quarantine>();
   std::vector<EvaluatorPool::Make> makers;
+  makers.reserve(devices.size());
   for (const DeviceChoice& device : devices) {
     makers.emplace_back([=, ordinal = device.ordinal] {
       return std::make_unique<WorkerEvaluator>(WorkerCommand{}, ordinal, problem, shared,

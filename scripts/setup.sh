@@ -66,7 +66,7 @@ case "$ID-${VERSION_ID:-testing}" in
     die "$PRETTY_NAME is too old (its g++, cmake and libraries are); use Debian 12 or Ubuntu 24.04 or later" ;;
 esac
 install_packages g++ cmake ninja-build libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev \
-  libvalijson-dev doctest-dev zlib1g-dev
+  libvalijson-dev doctest-dev libjs-chart.js zlib1g-dev
 
 toolkit=
 for candidate in "${CUDAToolkit_ROOT:-}" "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda "$wheels/nvidia/cu13"; do

@@ -77,6 +77,8 @@ int run(int argc, char** argv) {
   add_models(app, chosen);
   add_space(app, chosen);
   add_replay(app, chosen);
+  add_merge(app, chosen);
+  add_report(app, chosen);
   add_worker(app, chosen);
   try {
     app.parse(argc, argv);

@@ -1,10 +1,13 @@
 // A worker whose evaluator does what the plan's variant and the problem's model name tell it to.
-// `fake_worker parent` is a search instead: it starts a worker, says the worker's pid on stdout and
-// has it hang.
+// For the model "searched" it measures what tests/fake_search.hpp searches; for "faulty" too, but
+// some points fail, each in its own way. `fake_worker parent` is a search instead: it starts a
+// worker, says the worker's pid on stdout and has it hang.
 #include <fmt/format.h>
 #include <signal.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -12,6 +15,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "tests/fake_search.hpp"
 #include "tune/worker_evaluator.hpp"
 
 namespace moetune {
@@ -87,14 +91,38 @@ class FakeEvaluator : public Evaluator {
   int num_prefetched_ = 0;
 };
 
+// None of them would win anything.
+void fail_some(const Request& request, Trial& trial) {
+  const Point& point = request.plan.steps.at(0).point;
+  const auto is = [&](int m, int n) {
+    return point.at("BLOCK_SIZE_M") == m && point.at("BLOCK_SIZE_N") == n;
+  };
+  if (request.stage == Stage::layer) return;
+  if (is(256, 32)) behave("segfault");
+  if (is(128, 64)) behave("spin");          // a kernel that loops for ever
+  if (is(32, 256)) behave("device_error");  // one that wrote out of bounds
+  if (is(16, 256)) behave("half_line");     // one whose process dies amid its answer
+  if (is(128, 32)) behave("kill");          // one for which there is not enough memory
+  if (is(16, 64)) {                         // one that returns NaN
+    trial.status = TrialStatus::wrong_result;
+    trial.rel_err = std::nan("");
+  }
+}
+
 std::unique_ptr<Evaluator> make(int ordinal, const Problem& problem,
                                 const EvaluatorOptions& options) {
   behave(problem.shape.model);
+  if (problem.shape.model == "searched" || problem.shape.model == "faulty") {
+    auto evaluator = std::make_unique<fake::FakeEvaluator>();
+    evaluator->sleep_us = 200;
+    if (problem.shape.model == "faulty") evaluator->alter = fail_some;
+    return evaluator;
+  }
   return std::make_unique<FakeEvaluator>(ordinal, problem, options);
 }
 
 int be_parent(const std::string& program) {
-  WorkerEvaluator evaluator(program, 0, Problem{}, EvaluatorOptions{});
+  WorkerEvaluator evaluator({program}, 0, Problem{}, EvaluatorOptions{});
   fmt::print("{}\n", evaluator.gpu().name);
   std::fflush(stdout);
   Request request;
@@ -103,10 +131,36 @@ int be_parent(const std::string& program) {
   return 0;
 }
 
+// A search whose program is replaced while it runs; the test says when by SIGUSR1.
+int restart() {
+  spdlog::set_level(spdlog::level::off);  // it would log to stdout
+  sigset_t wake;
+  sigemptyset(&wake);
+  sigaddset(&wake, SIGUSR1);
+  sigprocmask(SIG_BLOCK, &wake, nullptr);
+  WorkerEvaluator evaluator({}, 0, Problem{}, EvaluatorOptions{});
+  fmt::print("{}\n", evaluator.gpu().name);
+  std::fflush(stdout);
+  int signal = 0;
+  sigwait(&wake, &signal);
+  Request request;
+  request.plan.steps = {{"gemm1", "kill", Point{}}};
+  evaluator.evaluate(request);
+  request.plan.steps = {{"gemm1", "ok", Point{}}};
+  fmt::print("{}\n", to_string(evaluator.evaluate(request).status));
+  return 0;
+}
+
 }  // namespace
 }  // namespace moetune
 
 int main(int argc, char** argv) {
+  using namespace std::chrono_literals;
   if (argc > 1 && std::string(argv[1]) == "parent") return moetune::be_parent(argv[0]);
+  if (argc > 1 && std::string(argv[1]) == "restart") return moetune::restart();
+  if (argc > 2 && std::string(argv[2]) == "--stdio") {
+    const bool is_idle = std::getenv("FAKE_WORKER_IDLE") != nullptr;
+    return moetune::serve_streams(moetune::make, is_idle ? 50ms : 1h);
+  }
   return moetune::serve(moetune::kChildSocket, moetune::make);
 }

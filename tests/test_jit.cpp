@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <random>
 #include <regex>
@@ -320,6 +323,30 @@ TEST_CASE("cache: a directory that cannot be written costs one warning and nothi
   const std::string text = diagnostics.str();
   CHECK(std::count(text.begin(), text.end(), '\n') == 2);
   CHECK(text.find((folder.path / "file" / "cache").string()) != std::string::npos);
+}
+
+TEST_CASE("cache: a disk that is full leaves no torn entry and costs no kernel") {
+  const Folder folder;
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    // Files end after 1 KB here, and a cubin is larger: what a full disk does to a write.
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{1024, 1024};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    spdlog::set_level(spdlog::level::off);
+    Compiler compiler("sm_80", folder.path, 1, kFiles);
+    const bool is_good = compiler.get(fill(64))->ok() && compiler.stats().not_stored == 1;
+    _exit(is_good ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(folder.entries().empty());
+  Compiler after("sm_80", folder.path, 1, kFiles);
+  CHECK(!after.get(fill(64))->from_cache);
+  CHECK(after.stats().not_stored == 0);
 }
 
 TEST_CASE("cache: compilers that share a directory leave whole entries and nothing else") {

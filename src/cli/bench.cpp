@@ -79,8 +79,7 @@ std::unique_ptr<Evaluator> make_evaluator(const BenchOptions& options, const Dev
                                            .with_fp8 = wants_fp8(layer)};
   return device.ordinal < 0
              ? make_offline_evaluator(device.gpu, layer.problem, evaluator_options)
-             : make_worker_evaluator(std::filesystem::read_symlink("/proc/self/exe").string(),
-                                     device.ordinal, layer.problem, evaluator_options);
+             : make_worker_evaluator(device.ordinal, layer.problem, evaluator_options);
 }
 
 Request request_of(const ChosenPlan& chosen) {

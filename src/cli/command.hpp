@@ -16,6 +16,8 @@ void add_devices(CLI::App& app, Run& run);
 void add_models(CLI::App& app, Run& run);
 void add_space(CLI::App& app, Run& run);
 void add_replay(CLI::App& app, Run& run);
+void add_merge(CLI::App& app, Run& run);
+void add_report(CLI::App& app, Run& run);
 void add_worker(CLI::App& app, Run& run);  // hidden: the child process that measures
 
 }  // namespace moetune

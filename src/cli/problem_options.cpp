@@ -122,6 +122,26 @@ DeviceChoice choose_device(const std::string& text) {
   throw no_such_gpu(text, present);
 }
 
+std::vector<DeviceChoice> choose_devices(const std::string& text) {
+  if (text != "all") return {choose_device(text)};
+  std::vector<DeviceChoice> devices;
+  for (const Gpu& gpu : list_gpus()) {
+    if (devices.empty() || gpu.name == devices.front().gpu.name) {
+      devices.push_back({gpu.ordinal, gpu});
+    } else {
+      spdlog::warn("GPU {} is left out: it is an {}, and a table is for one kind of GPU",
+                   gpu.ordinal, gpu.name);
+    }
+  }
+  if (devices.empty()) {
+    throw Error(ErrorKind::device,
+                fmt::format("--device all: no usable GPU here ({}); offline work needs --device "
+                            "offline:NAME",
+                            why_no_gpu()));
+  }
+  return devices;
+}
+
 const std::vector<std::int64_t>& default_token_counts() {
   static const std::vector<std::int64_t> counts = {1,  2,   4,   8,   16,   24,   32,   48,   64,
                                                    96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096};

@@ -34,6 +34,8 @@ struct DeviceChoice {
 };
 // auto: the first GPU if there is one, else offline:h200. Throws Error(device) for an absent GPU.
 DeviceChoice choose_device(const std::string& text);
+// The same, and `all`: every usable GPU of the first one's kind, with a warning about others.
+std::vector<DeviceChoice> choose_devices(const std::string& text);
 
 // --tokens 1,2,4...; the default grid that tables cover.
 const std::vector<std::int64_t>& default_token_counts();

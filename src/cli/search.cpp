@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "cli/cache_dir.hpp"
+#include "cli/children.hpp"
 #include "cli/command.hpp"
 #include "cli/interrupt.hpp"
 #include "cli/outputs.hpp"
@@ -45,6 +46,7 @@ struct SearchOptions {
   std::string variant;
   std::size_t num_finalists = 5;
   std::string device = "auto";
+  ChildrenOptions children;
   std::string out_dir = ".";
   std::string records_dir = "results";
   std::string cache_dir = default_cache_dir();
@@ -88,6 +90,10 @@ std::string strategy_name(const SearchOptions& options) {
   return options.strategy;
 }
 
+Fp8Mode fp8_mode(const SearchOptions& options, Dtype dtype) {
+  return options.fp8.empty() ? default_fp8_mode(dtype) : parse_fp8_mode(options.fp8);
+}
+
 SearchSettings make_settings(const SearchOptions& options, const Problem& problem, const Gpu& gpu,
                              const OutputPaths& paths) {
   SearchSettings settings;
@@ -98,8 +104,7 @@ SearchSettings make_settings(const SearchOptions& options, const Problem& proble
   }
   settings.token_counts = options.token_counts;
   settings.num_finalists = options.num_finalists;
-  settings.fp8 =
-      options.fp8.empty() ? default_fp8_mode(problem.dtype) : parse_fp8_mode(options.fp8);
+  settings.fp8 = fp8_mode(options, problem.dtype);
   if (!options.budget.empty()) settings.budget = parse_budget(options.budget);
   if (options.start == "table" || options.start.ends_with(".json")) {
     settings.start_table = read_table(options.start == "table" ? paths.table : options.start);
@@ -182,10 +187,22 @@ int run_search(const SearchOptions& options) {
   const InterruptWatch interrupts;  // before the CUDA driver makes threads
   // Checked before anything is opened or compiled: what is wrong should show at once.
   const Problem problem = options.problem.make(options.token_counts.back());
-  const DeviceChoice device = choose_device(options.device);
+  const EvaluatorOptions evaluator_options{
+      .cache_dir = options.cache_dir,
+      .records_dir = options.records_dir,
+      .num_threads = options.num_jobs,
+      .with_fp8 = fp8_mode(options, problem.dtype) != Fp8Mode::off};
+  // Which GPUs a launcher gives only its children know.
+  std::unique_ptr<Evaluator> evaluator =
+      launch_children(options.children, problem, evaluator_options);
+  const std::vector<DeviceChoice> devices =
+      evaluator ? std::vector{DeviceChoice{0, evaluator->gpu()}} : choose_devices(options.device);
+  const DeviceChoice& device = devices.front();
   Table table;
-  table.identity = {device.gpu.name, arch_name(device.gpu), device.gpu.driver, nvrtc_version(),
-                    kernels_hash(),  problem.shape,         problem.dtype};
+  table.identity = {device.gpu.name,   arch_name(device.gpu),
+                    device.gpu.driver, evaluator ? evaluator->nvrtc_version() : nvrtc_version(),
+                    kernels_hash(),    problem.shape,
+                    problem.dtype};
   table.created = utc_now();
   table.command = command_line();
   table.routing = problem.routing;
@@ -202,14 +219,10 @@ int run_search(const SearchOptions& options) {
   // A journal of another search is refused before the slow part; one that would be set aside is
   // left alone until the device is known to work.
   if (options.resume) open_journal();
-  const EvaluatorOptions evaluator_options{.cache_dir = options.cache_dir,
-                                           .records_dir = options.records_dir,
-                                           .num_threads = options.num_jobs,
-                                           .with_fp8 = settings.fp8 != Fp8Mode::off};
-  const std::unique_ptr<Evaluator> evaluator =
-      device.ordinal < 0 ? make_offline_evaluator(device.gpu, problem, evaluator_options)
-                         : make_worker_evaluator(fs::read_symlink("/proc/self/exe").string(),
-                                                 device.ordinal, problem, evaluator_options);
+  if (!evaluator) {
+    evaluator = device.ordinal < 0 ? make_offline_evaluator(device.gpu, problem, evaluator_options)
+                                   : make_local_children(devices, problem, evaluator_options);
+  }
   if (!journal) open_journal();
 
   ProgressListener listener(!spdlog::should_log(spdlog::level::info));
@@ -301,8 +314,11 @@ ends the search cleanly (exit code 130); --resume goes on with the journal, also
   command->add_option("--fp8", options->fp8,
                       "off, on, or both to make it a searched axis and report its effect; when "
                       "left out, what --dtype implies");
-  command->add_option("--device", options->device, "auto, a number, a name or offline:NAME")
-      ->capture_default_str();
+  auto* device =
+      command
+          ->add_option("--device", options->device, "auto, a number, a name, all, or offline:NAME")
+          ->capture_default_str();
+  options->children.add_to(*command, *device);
   command->add_option("--out", options->out_dir, "Where tables and journals go")
       ->capture_default_str()
       ->type_name("DIR");

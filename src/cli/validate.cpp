@@ -63,8 +63,7 @@ void check_on(const DeviceChoice& device, const ValidateOptions& options, const 
     EvaluatorOptions evaluator_options;
     evaluator_options.cache_dir = options.cache_dir;
     const auto evaluator =
-        make_worker_evaluator(std::filesystem::read_symlink("/proc/self/exe").string(),
-                              device.ordinal, largest_problem(table), evaluator_options);
+        make_worker_evaluator(device.ordinal, largest_problem(table), evaluator_options);
     std::size_t num_begun = 0;
     check_on_device(report, table, *evaluator, options.max_regression_pct,
                     [&](const EntryReport& entry) {

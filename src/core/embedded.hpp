@@ -15,5 +15,9 @@ struct EmbeddedFile {
 std::span<const EmbeddedFile> embedded_kernels();
 // configs/models/*.json and the table schema.
 std::span<const EmbeddedFile> embedded_configs();
+// src/report/page/*: the page that `report` fills. Part of the report module.
+std::span<const EmbeddedFile> embedded_page();
+// Chart.js, as the distribution packages it. Part of the report module.
+std::span<const EmbeddedFile> embedded_chart_library();
 
 }  // namespace moetune

@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "table/merge.hpp"
 #include "table/schema.hpp"
 #include "table/table.hpp"
 
@@ -38,24 +39,11 @@ class DirectoryLock {
   int descriptor_;
 };
 
-// The model's name is only a label and the driver only a note; but times under another routing
-// are not comparable.
-bool mergeable(const Table& a, const Table& b) {
-  const LayerShape& x = a.identity.shape;
-  const LayerShape& y = b.identity.shape;
-  return a.identity.gpu == b.identity.gpu && a.identity.arch == b.identity.arch &&
-         a.identity.nvrtc == b.identity.nvrtc &&
-         a.identity.kernels_hash == b.identity.kernels_hash &&
-         a.identity.dtype == b.identity.dtype && x.num_experts == y.num_experts &&
-         x.top_k == y.top_k && x.hidden_size == y.hidden_size &&
-         x.intermediate_size == y.intermediate_size && a.routing == b.routing;
-}
-
 // The table at `path` if it can take new entries; nothing when it is another's or no table.
 std::optional<Table> read_mergeable(const std::string& path, const Table& table) {
   try {
     Table old = read_table(path);
-    if (mergeable(old, table)) return old;
+    if (why_not_mergeable(old, table).empty()) return old;
   } catch (const Error&) {
     // Whatever it is, it is kept under another name.
   }

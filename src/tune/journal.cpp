@@ -58,8 +58,11 @@ void check_same(const Json& found, const Json& wanted, const std::string& path) 
 // Reads one line after the header; false when it is not a record.
 bool read_record(const std::string& line, JournalContents& contents, std::string& why) {
   try {
-    const Json json = Json::parse(line);
-    if (json.at("record").get<std::string>() != "trial") return true;
+    Json json = Json::parse(line);
+    if (json.at("record").get<std::string>() != "trial") {
+      contents.others.push_back(std::move(json));
+      return true;
+    }
     JournalTrial known;
     json.get_to(known.trial);
     known.round = json.at("round").get<int>();
@@ -75,6 +78,12 @@ bool read_record(const std::string& line, JournalContents& contents, std::string
 }
 
 }  // namespace
+
+Json to_record(const JournalTrial& trial) {
+  Json record{{"record", "trial"}, {"round", trial.round}, {"elapsed_s", trial.elapsed_s}};
+  record.update(Json(trial.trial));
+  return record;
+}
 
 JournalContents read_journal(const std::string& path) {
   const std::string text = read_maybe_gzip(path);
@@ -186,9 +195,7 @@ void Journal::append(const Json& record) {
 }
 
 void Journal::append(const JournalTrial& trial) {
-  Json record{{"record", "trial"}, {"round", trial.round}, {"elapsed_s", trial.elapsed_s}};
-  record.update(Json(trial.trial));
-  append(record);
+  append(to_record(trial));
 }
 
 void Journal::sync() {

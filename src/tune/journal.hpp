@@ -27,11 +27,14 @@ struct JournalTrial {
   double elapsed_s = 0;  // since the search began, earlier runs included
 };
 
+nlohmann::ordered_json to_record(const JournalTrial& trial);
+
 struct JournalContents {
   nlohmann::ordered_json header;  // null when the file has no complete line
   std::vector<JournalTrial> trials;
-  std::vector<std::string> warnings;  // "PATH:LINE: ..." for every line that was skipped
-  std::uint64_t good_bytes = 0;       // where appending may go on: a torn last line is beyond it
+  std::vector<nlohmann::ordered_json> others;  // stage, entry, resume and run records, in order
+  std::vector<std::string> warnings;           // "PATH:LINE: ..." for every line that was skipped
+  std::uint64_t good_bytes = 0;  // where appending may go on: a torn last line is beyond it
 };
 
 // Throws Error(input) when the file cannot be read or its first line is not a journal's header of

@@ -23,22 +23,64 @@ ErrorKind parse_kind(int kind) {
   return static_cast<ErrorKind>(kind);
 }
 
+std::vector<std::string> arguments(const WorkerCommand& command) {
+  if (command.launcher.empty()) return {command.program, "worker"};
+  return {"/bin/sh",       "-c",     command.launcher + R"( "$0" "$@")",
+          command.program, "worker", "--stdio"};
+}
+
 }  // namespace
 
-WorkerEvaluator::WorkerEvaluator(std::string program, int ordinal, const Problem& problem,
-                                 const EvaluatorOptions& options, const WorkerLimits& limits)
-    : program_(std::move(program)),
+void Quarantine::add(const Plan& plan, const Death& death) {
+  const std::lock_guard lock(mutex_);
+  deaths_.emplace(plan.key(), death);
+}
+
+std::optional<Death> Quarantine::find(const Plan& plan) const {
+  const std::lock_guard lock(mutex_);
+  if (deaths_.empty()) return std::nullopt;
+  if (const auto found = deaths_.find(plan.key()); found != deaths_.end()) return found->second;
+  for (const Step& step : plan.steps)
+    if (const auto found = deaths_.find(Plan{{step}}.key()); found != deaths_.end())
+      return found->second;
+  return std::nullopt;
+}
+
+WorkerEvaluator::Worker::Worker(const WorkerCommand& command)
+    : process(arguments(command),
+              command.launcher.empty() ? ChildEnd::descriptor : ChildEnd::standard_streams),
+      channel(process.socket()) {}
+
+WorkerEvaluator::WorkerEvaluator(WorkerCommand command, int ordinal, const Problem& problem,
+                                 const EvaluatorOptions& options, const WorkerLimits& limits,
+                                 std::shared_ptr<Quarantine> quarantine)
+    : command_(std::move(command)),
       opening_({{"open", encode_open(ordinal, problem, options)}}),
-      limits_(limits) {
+      limits_(limits),
+      quarantine_(std::move(quarantine)) {
   open();
 }
 
 void WorkerEvaluator::open() {
-  if (worker_) return;
-  worker_ = std::make_unique<Worker>(program_);
   std::optional<Death> death;
+  for (int i = 0; i < limits_.max_deaths && !worker_; ++i) {
+    death = open_once();
+    if (!death) return;
+    // What a launcher reports may be a command that can never work.
+    if (!death->by_others || !command_.launcher.empty()) break;
+  }
+  if (death)
+    throw Error(ErrorKind::device,
+                fmt::format("cannot start the process that measures: {}; {}", death->reason,
+                            command_.launcher.empty()
+                                ? "is the GPU usable (nvidia-smi)?"
+                                : "does its --launcher work, and is the program there?"));
+}
+
+std::optional<Death> WorkerEvaluator::open_once() {
+  worker_ = std::make_unique<Worker>(command_);
   try {
-    death = ask(opening_, limits_.open_s, [this](const ordered_json& reply) {
+    return ask(opening_, limits_.open_s, [this](const ordered_json& reply) {
       gpu_ = decode_gpu(reply.at("gpu"));
       nvrtc_version_ = reply.at("nvrtc").get<std::string>();
     });
@@ -46,18 +88,13 @@ void WorkerEvaluator::open() {
     worker_.reset();
     throw;
   }
-  if (death)
-    throw Error(ErrorKind::device,
-                fmt::format("cannot start the process that measures: {}; is the GPU usable "
-                            "(nvidia-smi)?",
-                            death->reason));
 }
 
 void WorkerEvaluator::prefetch(std::span<const Request> requests) {
   open();
   ordered_json list = ordered_json::array();
   for (const Request& request : requests)
-    if (!quarantined(request.plan)) list.push_back(encode(request));
+    if (!quarantine_->find(request.plan)) list.push_back(encode(request));
   // A child that cannot be told is found out, and charged to a plan, by the next evaluate().
   worker_->channel.send({{"prefetch", list}}, after(limits_.trial_s));
 }
@@ -67,31 +104,23 @@ Trial WorkerEvaluator::evaluate(const Request& request) {
   trial.stage = request.stage;
   trial.num_tokens = request.num_tokens;
   trial.plan = request.plan;
-  if (const Death* known = quarantined(request.plan)) {
+  if (const std::optional<Death> known = quarantine_->find(request.plan)) {
     trial.status = known->status;
     trial.reason = known->reason;
     return trial;
   }
 
-  open();
-  std::optional<Death> death;
-  try {
-    death = ask({{"evaluate", encode(request)}}, limits_.trial_s, [&](const ordered_json& reply) {
-      auto answered = reply.at("trial").get<Trial>();
-      child_busy_s_ = reply.at("busy_s").get<double>();
-      trial = std::move(answered);
-    });
-  } catch (const Error& error) {
-    // After a sticky CUDA error nothing more works in that process.
-    if (error.kind() != ErrorKind::device) throw;
-    death = bury(TrialStatus::launch_failed, error.what());
+  std::optional<Death> death = try_once(request, trial);
+  for (int i = 1; death && death->by_others && i < limits_.max_deaths; ++i) {
+    spdlog::warn("{}, not by the plan's doing: it is tried again", death->reason);
+    death = try_once(request, trial);
   }
   if (!death) {
     num_deaths_ = 0;
     return trial;
   }
 
-  quarantine_.emplace(request.plan.key(), *death);
+  quarantine_->add(request.plan, *death);
   spdlog::warn("{}: {}; this plan is not run again", request.plan.key(), death->reason);
   if (++num_deaths_ >= limits_.max_deaths)
     throw Error(ErrorKind::device,
@@ -103,9 +132,23 @@ Trial WorkerEvaluator::evaluate(const Request& request) {
   return trial;
 }
 
-std::optional<WorkerEvaluator::Death> WorkerEvaluator::ask(
-    const ordered_json& message, double limit_s,
-    const std::function<void(const ordered_json&)>& read) {
+std::optional<Death> WorkerEvaluator::try_once(const Request& request, Trial& trial) {
+  open();
+  try {
+    return ask({{"evaluate", encode(request)}}, limits_.trial_s, [&](const ordered_json& reply) {
+      auto answered = reply.at("trial").get<Trial>();
+      child_busy_s_ = reply.at("busy_s").get<double>();
+      trial = std::move(answered);
+    });
+  } catch (const Error& error) {
+    // After a sticky CUDA error nothing more works in that process.
+    if (error.kind() != ErrorKind::device) throw;
+    return bury(TrialStatus::launch_failed, error.what());
+  }
+}
+
+std::optional<Death> WorkerEvaluator::ask(const ordered_json& message, double limit_s,
+                                          const std::function<void(const ordered_json&)>& read) {
   ErrorKind kind{};
   std::string error;
   try {
@@ -127,35 +170,27 @@ std::optional<WorkerEvaluator::Death> WorkerEvaluator::ask(
   throw Error(kind, error);
 }
 
-WorkerEvaluator::Death WorkerEvaluator::bury(Channel::Result result, double limit_s) {
+Death WorkerEvaluator::bury(Channel::Result result, double limit_s) {
   if (result == Channel::Result::timed_out)
     return bury(TrialStatus::timed_out, fmt::format("no answer within {:g} s", limit_s));
   // The socket is closed: the child is ending by itself, and how it ends is the reason.
   const std::string end = worker_->process.finish(ChildProcess::kGraceMs);
-  return bury(TrialStatus::launch_failed, fmt::format("worker {}", end));
+  const bool by_others = worker_->process.was_killed() || !command_.launcher.empty();
+  Death death = bury(TrialStatus::launch_failed, fmt::format("worker {}", end));
+  death.by_others = by_others;
+  return death;
 }
 
-WorkerEvaluator::Death WorkerEvaluator::bury(TrialStatus status, std::string reason) {
+Death WorkerEvaluator::bury(TrialStatus status, std::string reason) {
   worker_->process.finish(0);
   worker_.reset();
   ended_busy_s_ += std::exchange(child_busy_s_, 0.0);
   return {status, std::move(reason)};
 }
 
-const WorkerEvaluator::Death* WorkerEvaluator::quarantined(const Plan& plan) const {
-  if (quarantine_.empty()) return nullptr;
-  if (const auto found = quarantine_.find(plan.key()); found != quarantine_.end())
-    return &found->second;
-  for (const Step& step : plan.steps)
-    if (const auto found = quarantine_.find(Plan{{step}}.key()); found != quarantine_.end())
-      return &found->second;
-  return nullptr;
-}
-
-std::unique_ptr<Evaluator> make_worker_evaluator(std::string program, int ordinal,
-                                                 const Problem& problem,
+std::unique_ptr<Evaluator> make_worker_evaluator(int ordinal, const Problem& problem,
                                                  const EvaluatorOptions& options) {
-  return std::make_unique<WorkerEvaluator>(std::move(program), ordinal, problem, options);
+  return std::make_unique<WorkerEvaluator>(WorkerCommand{}, ordinal, problem, options);
 }
 
 }  // namespace moetune

@@ -1,12 +1,17 @@
 #include "tune/worker_protocol.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
+#include <cstring>
 #include <exception>
 #include <limits>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -56,7 +61,6 @@ Opening decode_open(const ordered_json& json) {
   json.at("num_threads").get_to(opening.options.num_threads);
   json.at("num_routings").get_to(opening.options.num_routings);
   json.at("with_fp8").get_to(opening.options.with_fp8);
-  json.at("with_fp8").get_to(opening.options.with_fp8);
   return opening;
 }
 
@@ -91,13 +95,14 @@ Channel::Result Channel::send(const ordered_json& message, Clock::time_point dea
   const std::string line =
       message.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
   for (std::size_t done = 0; done < line.size();) {
-    const ssize_t sent =
-        ::send(socket_, line.data() + done, line.size() - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t sent =
+        ::send(out_, line.data() + done, line.size() - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && errno == ENOTSOCK) sent = write(out_, line.data() + done, line.size() - done);
     if (sent > 0) {
       done += static_cast<std::size_t>(sent);
     } else if (sent < 0 && errno != EAGAIN && errno != EINTR) {
       return Result::closed;
-    } else if (!wait_for(socket_, POLLOUT, deadline)) {
+    } else if (!wait_for(out_, POLLOUT, deadline)) {
       return Result::timed_out;
     }
   }
@@ -115,9 +120,10 @@ Channel::Result Channel::receive(std::string& line, Clock::time_point deadline) 
     searched = buffer_.size();
     if (searched > kMaxLineBytes)
       throw Error(ErrorKind::input, "a message of the worker has no end of line");
-    if (!wait_for(socket_, POLLIN, deadline)) return Result::timed_out;
+    if (!wait_for(in_, POLLIN, deadline)) return Result::timed_out;
     char chunk[65536];
-    const ssize_t got = recv(socket_, chunk, sizeof chunk, MSG_DONTWAIT);
+    ssize_t got = recv(in_, chunk, sizeof chunk, MSG_DONTWAIT);
+    if (got < 0 && errno == ENOTSOCK) got = read(in_, chunk, sizeof chunk);
     if (got > 0) {
       buffer_.append(chunk, static_cast<std::size_t>(got));
     } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
@@ -198,17 +204,18 @@ ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOpt
           {"with_fp8", options.with_fp8}};
 }
 
-int serve(int socket, const EvaluatorFactory& make_evaluator) {
-  int type = 0;
-  socklen_t size = sizeof type;
-  if (getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &size) != 0)
-    throw Error(ErrorKind::usage, "worker is started by search, validate and bench, not by hand");
+namespace {
 
-  constexpr auto kForever = Channel::Clock::time_point::max();
-  Channel channel(socket);
+constexpr auto kForever = Channel::Clock::time_point::max();
+
+// `idle`: how long to wait for a question.
+int serve(Channel channel, const EvaluatorFactory& make_evaluator, Channel::Clock::duration idle) {
+  const auto deadline = [idle] {
+    return idle == Channel::Clock::duration::max() ? kForever : Channel::Clock::now() + idle;
+  };
   std::unique_ptr<Evaluator> evaluator;
   std::string line;
-  while (channel.receive(line, kForever) == Channel::Result::ok) {
+  while (channel.receive(line, deadline()) == Channel::Result::ok) {
     ordered_json message;
     ordered_json reply;
     try {
@@ -224,6 +231,34 @@ int serve(int socket, const EvaluatorFactory& make_evaluator) {
     if (channel.send(reply, kForever) != Channel::Result::ok) break;
   }
   return 0;
+}
+
+// A kernel that hangs would keep a worker on its GPU for ever when nobody is left to kill it.
+void end_with_peer(int in) {
+  pollfd waiting{in, POLLRDHUP, 0};
+  while (poll(&waiting, 1, -1) < 0 && errno == EINTR) {
+  }
+  _exit(0);
+}
+
+}  // namespace
+
+int serve(int socket, const EvaluatorFactory& make_evaluator) {
+  int type = 0;
+  socklen_t size = sizeof type;
+  if (getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &size) != 0)
+    throw Error(ErrorKind::usage, "worker is started by search, validate and bench, not by hand");
+  return serve(Channel(socket), make_evaluator, Channel::Clock::duration::max());
+}
+
+int serve_streams(const EvaluatorFactory& make_evaluator, Channel::Clock::duration idle) {
+  std::signal(SIGPIPE, SIG_IGN);
+  const int in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  const int out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  if (in < 0 || out < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+    throw Error(ErrorKind::usage, "worker --stdio needs open standard streams");
+  std::thread(end_with_peer, in).detach();
+  return serve(Channel(in, out), make_evaluator, idle);
 }
 
 }  // namespace moetune

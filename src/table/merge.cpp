@@ -1,0 +1,69 @@
+#include "table/merge.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <tuple>
+
+namespace moetune {
+namespace {
+
+constexpr int kFullSamples = 20;  // the timing protocol's
+
+auto age(const Table& table) {
+  const TableIdentity& identity = table.identity;
+  return std::tie(table.created, table.command, table.seed, identity.driver, identity.shape.model);
+}
+
+}  // namespace
+
+std::string why_not_mergeable(const Table& a, const Table& b) {
+  const TableIdentity& x = a.identity;
+  const TableIdentity& y = b.identity;
+  const auto differ = [](std::string_view what, const auto& one, const auto& other) {
+    return fmt::format("{}: {} and {}", what, one, other);
+  };
+  const auto sizes = [](const LayerShape& s) {
+    return fmt::format("E={} K={} H={} I={}", s.num_experts, s.top_k, s.hidden_size,
+                       s.intermediate_size);
+  };
+  if (x.gpu != y.gpu) return differ("GPU", x.gpu, y.gpu);
+  if (x.arch != y.arch) return differ("architecture", x.arch, y.arch);
+  if (x.nvrtc != y.nvrtc) return differ("NVRTC", x.nvrtc, y.nvrtc);
+  if (x.kernels_hash != y.kernels_hash) return differ("kernels", x.kernels_hash, y.kernels_hash);
+  if (x.dtype != y.dtype) return differ("dtype", to_string(x.dtype), to_string(y.dtype));
+  if (sizes(x.shape) != sizes(y.shape)) return differ("shape", sizes(x.shape), sizes(y.shape));
+  if (!(a.routing == b.routing)) {
+    return differ("routing", to_string(a.routing), to_string(b.routing));
+  }
+  return "";
+}
+
+bool is_better_entry(const TableEntry& a, const TableEntry& b) {
+  // After the median only what makes the order total.
+  const auto order = [](const TableEntry& e) {
+    return std::tuple(e.source, e.timing.num_samples < kFullSamples, e.timing.median_us,
+                      -e.timing.num_samples, e.plan.key(), e.timing.p10_us, e.timing.p90_us,
+                      e.reference_us, e.rel_err, !e.tie, e.registers, e.smem_bytes);
+  };
+  return order(a) < order(b);
+}
+
+Table merge_tables(std::span<const Table> tables) {
+  Table merged = *std::max_element(tables.begin(), tables.end(),
+                                   [](const Table& a, const Table& b) { return age(a) < age(b); });
+  merged.entries.clear();
+  std::set<std::int64_t> in_complete;
+  for (const Table& table : tables) {
+    for (const auto& [num_tokens, entry] : table.entries) {
+      if (table.complete) in_complete.insert(num_tokens);
+      const auto [found, is_new] = merged.entries.try_emplace(num_tokens, entry);
+      if (!is_new && is_better_entry(entry, found->second)) found->second = entry;
+    }
+  }
+  merged.complete = !in_complete.empty() && in_complete.size() == merged.entries.size();
+  return merged;
+}
+
+}  // namespace moetune

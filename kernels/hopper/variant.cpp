@@ -217,38 +217,73 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
           .a_box_rows = c.top_k > 0 ? 0 : c.block_m};
 }
 
-// The slowest of: the matrix units (64-row pieces, the last wave counted whole), the memory, and
-// what the SMs ask of L2. An ordering, not a measurement.
+// Clocks of a tile (the slower of the tensor cores and L2 for each stage, then the epilogue) times
+// tiles a multiprocessor, or the memory's time. The constants were fitted to recorded searches on
+// an H100 (results/NVIDIA_H100_80GB_HBM3/notes.md). An ordering, not a measurement.
 double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                           const Point& point) const {
   const HopperConfig c = hopper_config(problem, stage, point);
-  constexpr double kBytesPerClock = 47;  // that an SM comfortably gets from L2
   constexpr double kClockMhz = 1600;
-  const double experts = active_experts(problem);
-  const double row_tiles = experts * expected_pieces(problem, c.block_m * c.cluster) * c.cluster;
-  const double pieces = experts * expected_pieces(problem, kWarpgroupRows);
-  const double columns =
-      static_cast<double>(ceil_div(moetune::out_columns(c), moetune::tile_columns(c)) * c.block_n);
-  const double tiles = row_tiles * columns / c.block_n;
+  constexpr double kL2BytesPerClock = 42;     // an SM gets
+  constexpr double kStoreBytesPerClock = 24;  // an epilogue stores
+  const bool block_scales = c.scales == Scales::block;
+  const bool two_blocks = c.blocks_per_sm > 1;
+  const bool alone = c.ping_pong == 1 || math_warpgroups(c) == 1;
   const double element = c.fp8 ? 1 : 2;
   const double gbps = gpu.read_gbps > 0 ? gpu.read_gbps : 1000;
-  const double tflops = c.fp8 ? gpu.fp8_tflops : gpu.bf16_tflops;
+  const double experts = active_experts(problem);
+  const double tile_rows = c.block_m * c.cluster;
+  const double row_tiles = experts * expected_pieces(problem, c.block_m * c.cluster) * c.cluster;
+  const double waves = experts * expected_pieces(problem, kWarpgroupRows) / row_tiles;
+  const double tiles =
+      row_tiles * static_cast<double>(ceil_div(moetune::out_columns(c), moetune::tile_columns(c)));
+  const double steps = static_cast<double>(ceil_div(c.size_k, step_k(c)));
 
-  const double slots = static_cast<double>(gpu.num_sms) * c.blocks_per_sm;
-  const double waves = std::ceil(tiles / slots) / (tiles / slots);
-  const double flops = 2.0 * pieces * kWarpgroupRows * columns * c.size_k;
-  const double math_us = flops / (tflops > 0 ? tflops : 500) / 1e6 * waves;
-  const double read_us = experts * c.size_n * static_cast<double>(c.size_k) * element / gbps / 1e3;
-  const double l2_bytes =
-      tiles * (c.block_m + c.block_n / c.cluster) * kRowBytes * (c.size_k * element / kRowBytes);
-  const double l2_us = l2_bytes / gpu.num_sms / kBytesPerClock / kClockMhz * waves;
-  // Two blocks, or ping-pong, overlap one's epilogue with the other's multiplication.
+  // Narrow WGMMA read shared memory too often; a warpgroup alone leaves the tensor cores idle while
+  // it waits for its own, and with block scales while it applies them.
+  const double width =
+      block_scales ? std::min(warpgroup_columns(c), kMaxScaledColumns) : warpgroup_columns(c);
+  const double tensor = waves * 2 * c.block_n * ((block_scales ? 1.1 : 1.0) + 16 / width);
+  const double drain = two_blocks ? 20 : alone ? 150 : 60;
+  const double side_by_side =
+      alone ? 1 : std::max(1.0, std::min<double>(math_warpgroups(c), waves));
+  const double scaling = block_scales ? 60 * waves * c.block_n / 128 / side_by_side : 0;
+  const double l2 = (std::min<double>(c.block_m, waves * kWarpgroupRows) +
+                     static_cast<double>(c.block_n) / c.cluster) *
+                    kRowBytes / kL2BytesPerClock;
+  double step = std::max(tensor + drain + scaling, l2);
+  if (c.num_stages < 4 && !two_blocks) step += 30 * (4 - c.num_stages);
+
+  const double out_bytes = c.output == Output::swiglu_fp8 ? 1 : 2;
+  const double stored = waves * kWarpgroupRows * moetune::tile_columns(c);
+  const double epilogue =
+      stored * out_bytes / kStoreBytesPerClock + (is_fused(c) ? stored / 8 : 0) + 400;
+  const double exposed = c.ping_pong == 1 || two_blocks ? 0.25 : 1;
+  const double each_sm = tiles / gpu.num_sms;
+  const double rounds = each_sm > 1 ? each_sm + 0.5 / each_sm : 1;
+  const double math_us = rounds * (steps * step + epilogue * exposed) / kClockMhz;
+
+  const double weights = static_cast<double>(c.size_n) * c.size_k * element;
   const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
-  const double out_bytes = rows * moetune::out_columns(c) * 2;
-  const double store_us = out_bytes / gbps / 1e3 * (c.blocks_per_sm > 1 || c.ping_pong ? 1 : 2);
-  const double activation_us =
-      stage == Stage::gemm1 && !is_fused(c) ? 2 * out_bytes / gbps / 1e3 : 0;
-  return std::max({math_us, read_us, l2_us}) + store_us + activation_us + 4;
+  const double us_per_byte = 1 / gbps / 1e3;
+  // Rows that are walked together read an expert's weights once, where they do not stay in L2.
+  const double together = point.at("ORDER") == 1 ? rows : point.at("GROUP_SIZE_M") * tile_rows;
+  const bool again =
+      mean_rows(problem) > tile_rows && weights > static_cast<double>(gpu.l2_bytes) / 2;
+  const double times = again ? std::clamp(mean_rows(problem) / together, 1.0, 8.0) : 1.0;
+  const double stored_us = rows * moetune::out_columns(c) * out_bytes * us_per_byte;
+  const double read_us = experts * weights * us_per_byte * (1 + 0.3 * (times - 1));
+  double other_us = 5;
+  if (stage == Stage::gemm2) {
+    const LayerShape& s = problem.shape;
+    other_us +=
+        static_cast<double>(problem.num_tokens * s.hidden_size * (s.top_k + 1)) * 2 * us_per_byte;
+  } else if (!is_fused(c)) {
+    other_us += 1.6 * stored_us;
+  } else if (c.fp8 && c.output == Output::swiglu) {
+    other_us += 0.8 * stored_us;
+  }
+  return std::max(math_us, read_us + stored_us) + other_us;
 }
 
 }  // namespace

@@ -124,8 +124,12 @@ std::string tiles(const ReportData& data) {
   for (const auto& [rule, count] : data.rejected) num_rejected += count;
   text += tile(grouped(num_rejected), "points rejected before timing");
   if (data.wall_s > 0) {
-    text += tile(fmt::format("{:.0f} s", data.wall_s),
-                 fmt::format("search time, busy {:.0f} %", 100 * data.busy_s / data.wall_s));
+    // Without a driver it is not a GPU that was busy.
+    const bool has_gpu = !data.identity.driver.empty();
+    text += tile(
+        fmt::format("{:.0f} s", data.wall_s),
+        has_gpu ? fmt::format("search time, GPU busy {:.0f} %", 100 * data.busy_s / data.wall_s)
+                : "search time, offline");
   }
   return text;
 }
@@ -141,12 +145,12 @@ std::string layer_rows(const ReportData& data) {
     const auto source = to_string(entry.source);
     text += fmt::format(
         "<tr><td>{}</td><td>{}</td><td>{}</td><td><b>{}</b></td><td>{}</td>"
-        "<td class=\"plan\">{}</td><td class=\"plan\">{}</td>"
-        "<td><span class=\"source {}\">{}</span>{}</td></tr>\n",
+        "<td class=\"left\"><span class=\"source {}\">{}</span>{}</td>"
+        "<td class=\"plan\">{}</td><td class=\"plan\">{}</td></tr>\n",
         num_tokens, time_text(entry.timing.median_us, Source::measured),
         time_text(entry.reference_us, Source::measured), speedup_text(entry.speedup),
-        time_text(point.floor_us, Source::measured), step("gemm1"), step("gemm2"), source, source,
-        entry.tie ? " tie" : "");
+        time_text(point.floor_us, Source::measured), source, source, entry.tie ? " tie" : "",
+        step("gemm1"), step("gemm2"));
   }
   return text;
 }

@@ -153,6 +153,8 @@ function drawRoofline() {
 }
 
 function drawRejected() {
+  // Every rule has its name: the chart grows with them.
+  byId('rejected').parentElement.style.height = `${Math.max(300, 60 + 19 * data.rejected.length)}px`;
   draw('rejected', {
     type: 'bar',
     data: {
@@ -163,7 +165,8 @@ function drawRejected() {
     options: {
       indexAxis: 'y',
       scales: {x: logAxis('points', [1, ...data.rejected.map(([, count]) => count * 1.2)]),
-               y: axis('', {title: {display: false}, grid: {display: false}})},
+               y: axis('', {title: {display: false}, grid: {display: false},
+                            ticks: {color: colour('--muted'), autoSkip: false}})},
       plugins: {legend: legend(false)},
     },
   });

@@ -41,8 +41,9 @@ Deviation compare(const Layer& layer, const Matrix& got, const int* positions, c
   check_cuda(cudaMemsetAsync(device.get(), 0, sizeof(Result), layer.stream().get()), "memset");
   auto* const base = device.get<char>();
   launch(layer.stream(), layer.judge().kernel("moetune_reference::compare"),
-         LaunchShape{dim3(static_cast<unsigned>(rows)), 256}, got, positions, want, static_cast<int>(columns),
-         static_cast<void*>(base), static_cast<void*>(base + offsetof(Result, max_error)),
+         LaunchShape{dim3(static_cast<unsigned>(rows)), 256}, got, positions, want,
+         static_cast<int>(columns), static_cast<void*>(base),
+         static_cast<void*>(base + offsetof(Result, max_error)),
          static_cast<void*>(base + offsetof(Result, not_finite)));
   check_cuda(cudaMemcpyAsync(&result, device.get(), sizeof(Result), cudaMemcpyDeviceToHost,
                              layer.stream().get()),

@@ -17,7 +17,7 @@ struct Short {
   int silent;
 };
 constexpr int kNever = -1;
-constexpr std::array<Short, 10> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
+constexpr std::array<Short, 13> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"BLOCK_SIZE_N", "N", kNever},
                                            {"BLOCK_SIZE_K", "K", kNever},
                                            {"NUM_WARPS", "W", kNever},
@@ -26,10 +26,13 @@ constexpr std::array<Short, 10> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"ORDER", "O", 0},
                                            {"SPLIT_K", "SK", 1},
                                            {"FUSE_SWIGLU", "FUSED", 0},
-                                           {"FP8", "FP8", 0}}};
+                                           {"FP8", "FP8", 0},
+                                           {"PING_PONG", "PINGPONG", 0},
+                                           {"CLUSTER_SIZE", "C", 1},
+                                           {"BLOCKS_PER_SM", "B", 1}}};
 constexpr std::string_view kLegend =
     "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,\n"
-    "FUSED: FUSE_SWIGLU; left out: G1, O0, SK1 and switches that are off\n";
+    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU; left out: what is 1 or off\n";
 
 std::string step_text(const Plan& plan, std::string_view op, bool with_variant) {
   const Step* step = plan.find(op);

@@ -18,7 +18,7 @@ Budget parse_budget(std::string_view text);
 
 // What one (token count, stage) may spend.
 struct Allowance {
-  double until_s = std::numeric_limits<double>::infinity();
+  double until_s = std::numeric_limits<double>::infinity();  // but for a few looks
   std::uint64_t num_trials = std::numeric_limits<std::uint64_t>::max();
 };
 

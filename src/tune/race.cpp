@@ -10,7 +10,10 @@
 namespace moetune {
 namespace {
 
-constexpr double kRaceBand = 1.25;   // a first look's noise is well below this
+constexpr double kRaceBand = 1.25;  // a first look's noise is well below this
+// Looks that a spent budget of time still allows: the largest token counts come last, and without
+// any look their entries would be the reference point.
+constexpr std::size_t kFewestLooks = 8;
 constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the one that runs
 constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is known what follows it
 
@@ -76,8 +79,8 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
       const Candidate& candidate = proposals.queue[i];
       const Plan plan = proposals.plan(candidate);
       if (!seen.contains(plan.key())) {
-        const bool spent =
-            trials.size() >= allowance.num_trials || runner.elapsed_s() >= allowance.until_s;
+        const bool late = runner.elapsed_s() >= allowance.until_s && trials.size() >= kFewestLooks;
+        const bool spent = late || trials.size() >= allowance.num_trials;
         if (spent && !runner.is_known(request(plan), 0)) return trials;
         compile_ahead(runner, proposals, i, allowance.num_trials - trials.size(), later);
         look(plan);

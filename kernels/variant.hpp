@@ -36,10 +36,13 @@ struct GemmLaunch {
   int smem_bytes = 0;    // dynamic, of a block
   int block_m = 0;       // rows of a tile: what the sort's tile list is made for
   int tile_columns = 0;  // output columns of a tile
-  int group_m = 1;       // row tiles walked together; 0: column-major walk
+  int group_m = 1;       // row tiles of an expert that are walked together
+  bool column_major = false;
   int split_k = 1;
   bool fp8 = false;
   Output output = Output::bf16;
+  bool gathers = true;    // gemm1: reads rows of x by slot; else it wants them packed
+  bool combines = false;  // gemm2: the weighted sum is its last step
   // Persistent kernels: blocks an SM, each of which takes tile after tile. 0: a block a tile.
   int blocks_per_sm = 0;
   int cluster = 1;  // blocks that share a tile of block_m rows

@@ -29,22 +29,37 @@ struct RowTile {
   int expert;
   int first;     // position
   int num_rows;  // at least 1
-  int unused;
+  int group;     // tiles walked together (common/walk.cuh): how many << 16 | this one's number
+};
+
+// The weighted sum that ends a layer: out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]].
+struct CombineParams {
+  const void* y;              // packed: bf16 [num_slots, columns], or fp32 [splits, same]
+  const int* positions;       // [num_slots] of each slot
+  const float* topk_weights;  // [num_tokens, top_k]
+  void* out;                  // bf16 [num_tokens, columns]
+  int num_tokens;
+  int top_k;
+  int columns;  // a multiple of 8
+  int splits;   // 0: y is bf16
 };
 
 struct GemmParams {
-  const void* a;            // [rows, size_k] bf16 or e4m3
-  const void* w;            // [experts, size_n, size_k]
-  void* out;                // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
-  float* out_scale;         // where the epilogue quantises: [num_slots, columns / 128]
-  const float* a_scale;     // block: [rows, size_k / 128]; tensor: [rows]
-  const float* w_scale;     // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
+  const void* a;         // [rows, size_k] bf16 or e4m3
+  const void* w;         // [experts, size_n, size_k]
+  void* out;             // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
+  float* out_scale;      // where the epilogue quantises: [columns / 128, scale_pitch]
+  const float* a_scale;  // block: [rows, size_k / 128], packed rows' as out_scale; tensor: [rows]
+  const float* w_scale;  // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
   const int* sorted_slots;  // [num_slots] the slot at each position
   const RowTile* tiles;     // [*num_tiles]
   const int* num_tiles;
   int num_slots;
-  int group_m;  // row tiles walked together; 0: column-major walk
+  int scale_pitch;   // of packed rows' block scales: num_slots or a little more, a multiple of 4
+  int column_major;  // 1: a column of tiles after the other, 0: by RowTile::group
   int split_k;
+  CombineParams combine;  // where GEMM2 ends with the weighted sum
+  int* arrivals;          // its counters, 0 between launches: [column tiles + 1]
 };
 
 struct SortParams {
@@ -55,6 +70,7 @@ struct SortParams {
   RowTile* tiles[2];    // GEMM1's and GEMM2's
   int* num_tiles[2];    // [1]
   int block_m[2];       // tile heights; 0: not wanted
+  int group_m[2];       // row tiles of an expert that are walked together, at most
   int num_slots;
   int num_experts;
   int slots_a_block;  // where several blocks sort
@@ -63,22 +79,14 @@ struct SortParams {
 struct ActivateParams {
   const void* in;  // Input::bf16: [rows, columns]; gate_up: [rows, 2 columns]; partial: fp32
                    // [splits, rows, 2 columns]
-  void* out;       // e4m3 [rows, columns], or bf16 when the kernel only activates
-  float* scale;    // block: [rows, columns / 128]; tensor: [rows]
+  void* out;       // e4m3 [rows, columns], or bf16 when the kernel does not quantise
+  float* scale;    // block: [rows, columns / 128] or [columns / 128, scale_pitch]; tensor: [rows]
   int rows;
   int columns;  // a multiple of 8; of 128 for block scales
   int splits;
-};
-
-struct CombineParams {
-  const void* y;              // packed: bf16 [num_slots, columns], or fp32 [splits, same]
-  const int* positions;       // [num_slots] of each slot
-  const float* topk_weights;  // [num_tokens, top_k]
-  void* out;                  // bf16 [num_tokens, columns]
-  int num_tokens;
-  int top_k;
-  int columns;  // a multiple of 8
-  int splits;   // 0: y is bf16
+  int scale_pitch;       // 0: scales lie by rows
+  const int* positions;  // row r goes to rows positions[r * top_k...] of `out`
+  int top_k;             // 0: it stays where it is
 };
 
 }  // namespace moetune

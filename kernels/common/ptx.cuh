@@ -118,6 +118,21 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// What other multiprocessors may just have written: L1 is not looked at.
+__device__ __forceinline__ int4 load_past_l1(const int4* address) {
+  int4 v;
+  asm volatile("ld.global.cg.v4.s32 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ int load_past_l1(const int* address) {
+  int v;
+  asm volatile("ld.global.cg.s32 %0, [%1];\n" : "=r"(v) : "l"(address) : "memory");
+  return v;
+}
+
 // bf16 is the upper half of an fp32; rounding to nearest even is one instruction since sm_80.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 packed;

@@ -45,6 +45,25 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
   }
 }
 
+// Counters that blocks tell each other by: what was written before the release is seen after the
+// acquire.
+__device__ __forceinline__ void add_release(int* counter, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(counter), "r"(value) : "memory");
+}
+__device__ __forceinline__ int add_acquire_release(int* counter, int value) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;\n"
+               : "=r"(before)
+               : "l"(counter), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ __forceinline__ int load_acquire(const int* counter) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
 // Named barriers 1.. of a block (0 is __syncthreads): two warpgroups, one waiting for the other.
 __device__ __forceinline__ void turn_wait(int barrier) {
   asm volatile("bar.sync %0, 256;\n" ::"r"(barrier) : "memory");
@@ -89,6 +108,15 @@ __device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int c
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(shared),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// `bytes` (a multiple of 16, as are the addresses) to `shared`, counted on `barrier`.
+__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
 }
 

@@ -17,9 +17,10 @@ struct HopperConfig {
   int fp8;  // 1: e4m3 operands, 0: bf16
   Scales scales;
   Output output;
-  int size_n;  // weight rows an expert has: 2I (gemm1) or H (gemm2)
-  int size_k;  // H (gemm1) or I (gemm2)
-  int top_k;   // gemm1: rows are gathered, row = slot / top_k; 0: rows lie packed
+  int size_n;   // weight rows an expert has: 2I (gemm1) or H (gemm2)
+  int size_k;   // H (gemm1) or I (gemm2)
+  int top_k;    // rows are gathered, row = slot / top_k; 0: they lie packed
+  int combine;  // gemm2: top_k where it ends with the weighted sum; 0: it does not
 };
 
 constexpr int kRowBytes = 128;          // of K in a stage: what one swizzle spans
@@ -84,7 +85,7 @@ constexpr int launch_registers(const HopperConfig& c) {
   return registers < 248 ? registers : 248;
 }
 constexpr int load_registers(const HopperConfig& c) {
-  return c.top_k > 0 || c.scales == Scales::block ? 56 : 40;
+  return c.top_k > 0 ? 56 : 40;
 }
 constexpr int math_registers(const HopperConfig& c) {
   const int pool = launch_registers(c) * num_threads(c) - load_registers(c) * kWarpgroup;
@@ -100,11 +101,9 @@ constexpr int accumulators(const HopperConfig& c) {
 constexpr int operand_bytes(const HopperConfig& c) {
   return (c.block_m + c.block_n) * kRowBytes;
 }
-constexpr int weight_scales(const HopperConfig& c) {
-  return is_fused(c) ? 2 : (c.block_n + kScaleGroup - 1) / kScaleGroup;
-}
+// Row scales: packed ones are copied from an address that is a multiple of 16 bytes on.
 constexpr int scale_bytes(const HopperConfig& c) {
-  return c.scales != Scales::block ? 0 : (c.block_m + weight_scales(c) + 3) / 4 * 16;
+  return c.scales != Scales::block ? 0 : (c.block_m + 4) * 4;
 }
 constexpr int staging_bytes(const HopperConfig& c) {  // of a warp
   const int columns = tile_columns(c) / warpgroups_n(c);

@@ -1,55 +1,59 @@
 // Grouped GEMM for Hopper: out[p, n] = sum_k a[row(p), k] w[e, n, k] for the positions p of each
-// expert e's slots (common/params.hpp). GEMM1 gathers row(p) = slot / top_k; GEMM2's rows lie
-// packed.
+// expert e's slots (common/params.hpp). GEMM1 may gather row(p) = slot / top_k; otherwise, and in
+// GEMM2, rows lie packed: row(p) = p.
 //
 // A tile's life. The grid is persistent: block b takes tiles b, b + gridDim.x, ... of the walk. In
 // a block one warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of
 // K lies between them, each with a barrier that says "full" and one that says "empty".
 //   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
-//   up, and packed activation rows. Gathered rows and block scales come by cp.async, all 128
-//   threads taking part. A packed box that crosses its expert's end reads the next expert's rows:
-//   harmless. Multiply: a warpgroup owns 64 rows. WGMMA reads both operands from shared memory and
-//   adds up in registers. With block scales 128 of K go to a temporary which is scaled into the
-//   accumulators, while the other warpgroups keep the tensor cores busy. 64 rows without a slot are
-//   not multiplied. Store: a warp takes its 16 rows through its own piece of shared memory, so that
-//   they leave as whole rows of 16-byte stores; rows beyond the expert's end are left out. No
-//   padding is written.
+//   up, and packed activation rows with their block scales. Gathered ones come by cp.async, all 128
+//   threads taking part: each 32 bytes of them are a write of their own to shared memory, whose
+//   bandwidth WGMMA needs, so that many rows are better packed first. A packed box that crosses its
+//   expert's end reads the next expert's rows: harmless. Multiply: a warpgroup owns 64 rows. WGMMA
+//   reads both operands from shared memory and adds up in registers. With block scales 128 of K go
+//   to a temporary which is scaled into the accumulators, while the other warpgroups keep the
+//   tensor cores busy. 64 rows without a slot are not multiplied. Store: a warp takes its 16 rows
+//   through its own piece of shared memory, so that they leave as whole rows of 16-byte stores;
+//   rows beyond the expert's end are left out. No padding is written. Where GEMM2 ends with the
+//   weighted sum: hopper/combine.cuh.
 //
 // Background: DeepGEMM and CUTLASS describe this division of labour; two-level accumulation is
 // DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
 #include "common/params.hpp"
 #include "common/sm90.cuh"
+#include "common/walk.cuh"
+#include "hopper/combine.cuh"
 #include "hopper/config.hpp"
 
 namespace moetune {
 
-// Where tile `index` of the walk lies. A cluster walks as one; `rank` is this block's in it.
+// The tiles that a block takes. A cluster walks as one; `rank` is this block's in it.
 template <HopperConfig C>
 struct Walk {
   static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
   const GemmParams& p;
-  int row_tiles;
   int rank;
+  int row_tiles;
+  RowTile at_first;
 
+  // Reads what a block's first tile needs in one go.
+  __device__ __forceinline__ Walk(const GemmParams& params, int block_rank)
+      : p(params),
+        rank(block_rank),
+        row_tiles(0),
+        at_first(load_row_tile(p, kColumnTiles, first())) {
+    row_tiles = load_past_l1(p.num_tiles);
+  }
+  __device__ __forceinline__ int first() const { return blockIdx.x / C.cluster; }
+  __device__ __forceinline__ int stride() const { return gridDim.x / C.cluster; }
   __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
-  __device__ __forceinline__ RowTile find(int index, int& column) const {
-    int row_tile;
-    int column_tile;
-    if (p.group_m == 0) {
-      row_tile = index % row_tiles;
-      column_tile = index / row_tiles;
-    } else {
-      const int span = p.group_m * kColumnTiles;
-      const int first = index / span * p.group_m;
-      const int rows = min(row_tiles - first, p.group_m);
-      const int within = index % span;
-      row_tile = first + within % rows;
-      column_tile = within / rows;
-    }
-    column = column_tile * tile_columns(C);
-    const int4 raw = __ldg(reinterpret_cast<const int4*>(p.tiles) + row_tile);
+  __device__ __forceinline__ Tile find(int index) const {
+    const RowTile at = index == first() ? at_first : load_row_tile(p, kColumnTiles, index);
+    Tile tile = find_tile(p, row_tiles, kColumnTiles, index, at);
     const int above = rank * C.block_m;
-    return {raw.x, raw.y + above, min(max(raw.z - above, 0), C.block_m), 0};
+    tile.rows.first += above;
+    tile.rows.num_rows = min(max(tile.rows.num_rows - above, 0), C.block_m);
+    return tile;
   }
 };
 
@@ -86,9 +90,27 @@ struct Shared {
 };
 
 template <HopperConfig C>
-constexpr bool kUsesCpAsync = C.top_k > 0 || C.scales == Scales::block;
-template <HopperConfig C>
 constexpr int kSteps = (C.size_k + step_k(C) - 1) / step_k(C);
+
+// Announces a stage's copies to its barrier and starts those of the weights.
+template <HopperConfig C>
+__device__ __forceinline__ void load_weights(const TensorMap& w_map, const Shared<C>& shared,
+                                             int stage, int k, int row, int rank) {
+  constexpr int kBoxRows = weight_box_rows(C);
+  constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
+  constexpr u32 kRowsBytes = C.block_m * kRowBytes + scale_bytes(C);
+  const u32 full = shared.full(stage);
+  barrier_expect_bytes(full, C.block_n * kRowBytes + (C.top_k > 0 ? 0 : kRowsBytes));
+  if constexpr (C.cluster > 1) {
+    tma_load_to_both(shared.b(stage) + rank * kBoxRows * kRowBytes, w_map, k,
+                     row + rank * kBoxPitch, full);
+  } else {
+#pragma unroll
+    for (int box = 0; box < C.block_n / kBoxRows; ++box) {
+      tma_load(shared.b(stage) + box * kBoxRows * kRowBytes, w_map, k, row + box * kBoxPitch, full);
+    }
+  }
+}
 
 template <HopperConfig C>
 __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap& w_map,
@@ -98,27 +120,43 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   constexpr int kElement = C.fp8 ? 1 : 2;
   constexpr int kScaleColumns = C.size_k / kScaleGroup;
   constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
-  constexpr int kBoxRows = weight_box_rows(C);
-  constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
-  constexpr u32 kTmaBytes = (C.block_n + (kGather ? 0 : C.block_m)) * kRowBytes;
   // cp.async: a thread loads one 16-byte chunk of every 16th row.
   constexpr int kRowStep = kWarpgroup / 8;
   constexpr int kLoads = C.block_m / kRowStep;
   constexpr int kScaleLoads = (C.block_m + kWarpgroup - 1) / kWarpgroup;
 
   const int thread = threadIdx.x;
-  if (!kUsesCpAsync<C> && thread > 0) return;
+  if (!kGather && thread > 0) return;
   const int chunk = thread % 8;
   const int first_row = thread / 8;
   const u32 chunk_at = first_row * kRowBytes + (chunk ^ (first_row & 7)) * 16;
 
+  // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
+  // that kernel itself waited for the sort before it let this one start.
+  if constexpr (kGather) wait_for_previous_kernel();
   const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const Walk<C> walk{p, *p.num_tiles, rank};
+  const Walk<C> walk(p, rank);
+  Tile next{};
+  int index = walk.first();
+  int ahead = 0;  // stages whose weights are on their way
+  if (index < walk.size()) {
+    next = walk.find(index);
+    const int row = next.rows.expert * C.size_n + next.column_tile * tile_columns(C);
+    ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
+    if (thread == 0) {
+      for (int i = 0; i < ahead; ++i) {
+        load_weights<C>(w_map, shared, i, i * step_k(C), row, rank);
+      }
+    }
+  }
+  if constexpr (!kGather) wait_for_previous_kernel();
+  if (thread == 0) let_next_kernel_start();
+
   Ring<C.num_stages> ring;
-  int column0 = 0;
-  const int stride = gridDim.x / C.cluster;
-  for (int index = blockIdx.x / C.cluster; index < walk.size(); index += stride) {
-    const RowTile tile = walk.find(index, column0);
+  for (; index < walk.size(); index += walk.stride()) {
+    const RowTile tile = next.rows;
+    const int column0 = next.column_tile * tile_columns(C);
+    if (index + walk.stride() < walk.size()) next = walk.find(index + walk.stride());
     u32 row_offset[kGather ? kLoads : 1];  // in 16-byte units: 32 bits reach 64 GiB
     if constexpr (kGather) {
 #pragma unroll
@@ -128,48 +166,37 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         row_offset[i] = static_cast<u32>(slot / C.top_k * (kRowPitch / 16));
       }
     }
-    const float* a_scale[kBlockScales ? kScaleLoads : 1];
-    const float* w_scale = nullptr;
-    if constexpr (kBlockScales) {
+    const float* a_scale[kGather && kBlockScales ? kScaleLoads : 1];
+    if constexpr (kGather && kBlockScales) {
 #pragma unroll
       for (int i = 0; i < kScaleLoads; ++i) {
         const int r = thread + i * kWarpgroup;
-        int row = tile.first + r;
-        if constexpr (kGather) {
-          if (r < tile.num_rows) row = __ldg(p.sorted_slots + row) / C.top_k;
+        a_scale[i] = nullptr;
+        if (r < tile.num_rows) {
+          const int row = __ldg(p.sorted_slots + tile.first + r) / C.top_k;
+          a_scale[i] = p.a_scale + static_cast<i64>(row) * kScaleColumns;
         }
-        a_scale[i] =
-            r < tile.num_rows ? p.a_scale + static_cast<i64>(row) * kScaleColumns : nullptr;
-      }
-      const int column =
-          is_fused(C) ? thread * out_columns(C) + column0 : column0 + thread * kScaleGroup;
-      if (thread < weight_scales(C) && (is_fused(C) || column < C.size_n)) {
-        w_scale = p.w_scale + (static_cast<i64>(tile.expert) * (C.size_n / kScaleGroup) +
-                               column / kScaleGroup) *
-                                  kScaleColumns;
       }
     }
     const int w_row = tile.expert * C.size_n + column0;
     for (int step = 0; step < kSteps<C>; ++step) {
       const int stage = ring.stage;
       const u32 full = shared.full(stage);
-      barrier_wait(shared.empty(stage), ring.parity ^ 1);
       const int k = step * step_k(C);
-      if (thread == 0) {
-        barrier_expect_bytes(full, kTmaBytes);
-        if constexpr (C.cluster > 1) {
-          tma_load_to_both(shared.b(stage) + rank * kBoxRows * kRowBytes, w_map, k,
-                           w_row + rank * kBoxPitch, full);
-        } else {
-#pragma unroll
-          for (int box = 0; box < C.block_n / kBoxRows; ++box) {
-            tma_load(shared.b(stage) + box * kBoxRows * kRowBytes, w_map, k,
-                     w_row + box * kBoxPitch, full);
-          }
-        }
-        if constexpr (!kGather) tma_load(shared.a(stage), a_map, k, tile.first, full);
+      if (ahead > 0) {
+        --ahead;
+      } else {
+        barrier_wait(shared.empty(stage), ring.parity ^ 1);
+        if (thread == 0) load_weights<C>(w_map, shared, stage, k, w_row, rank);
       }
-      if constexpr (kGather) {
+      if constexpr (!kGather) {
+        tma_load(shared.a(stage), a_map, k, tile.first, full);
+        if constexpr (kBlockScales) {
+          bulk_load(shared.scales(stage),
+                    p.a_scale + static_cast<i64>(step) * p.scale_pitch + tile.first / 4 * 4,
+                    scale_bytes(C), full);
+        }
+      } else {
         const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
         const u8* const source =
             static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
@@ -179,17 +206,16 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
           cp_async_16(shared.a(stage) + chunk_at + i * kRowStep * kRowBytes,
                       source + static_cast<i64>(row_offset[i]) * 16, in_k);
         }
-      }
-      if constexpr (kBlockScales) {
-        const u32 scales = shared.scales(stage);
+        if constexpr (kBlockScales) {
 #pragma unroll
-        for (int i = 0; i < kScaleLoads; ++i) {
-          const int r = thread + i * kWarpgroup;
-          if (a_scale[i] != nullptr) cp_async_4(scales + r * 4, a_scale[i] + step, true);
+          for (int i = 0; i < kScaleLoads; ++i) {
+            if (a_scale[i] == nullptr) continue;
+            cp_async_4(shared.scales(stage) + (thread + i * kWarpgroup) * 4, a_scale[i] + step,
+                       true);
+          }
         }
-        if (w_scale != nullptr) cp_async_4(scales + (C.block_m + thread) * 4, w_scale + step, true);
+        barrier_arrive_after_cp_async(full);
       }
-      if constexpr (kUsesCpAsync<C>) barrier_arrive_after_cp_async(full);
       ring.advance();
     }
   }
@@ -250,11 +276,41 @@ struct Part {
   }
 };
 
-// One stage of the first kWaves times 64 rows. `first`: the sums start here. `lane_row`: this
-// thread's first row in 64.
+// Block scales of the weights that a warpgroup multiplies: a step's are used while the next step's
+// are on their way.
+template <HopperConfig C>
+struct WeightScales {
+  static constexpr int kColumns = C.size_k / kScaleGroup;
+  const float* source[num_chunks(C)];
+  float next[num_chunks(C)];
+  __device__ __forceinline__ WeightScales(const GemmParams& p, const Part<C>& part, int expert,
+                                          int column0) {
+    if constexpr (C.scales != Scales::block) return;
+    const float* const scales =
+        p.w_scale + static_cast<i64>(expert) * (C.size_n / kScaleGroup) * kColumns;
+#pragma unroll
+    for (int c = 0; c < num_chunks(C); ++c) {
+      const int row = is_fused(C) ? c * out_columns(C) + column0 + part.column
+                                  : column0 + part.column + c * Sums<C>::kChunkColumns;
+      source[c] = scales + min(row, C.size_n - 1) / kScaleGroup * kColumns;
+      next[c] = __ldg(source[c]);
+    }
+  }
+  __device__ __forceinline__ void take(float (&scales)[num_chunks(C)], int step) {
+#pragma unroll
+    for (int c = 0; c < num_chunks(C); ++c) {
+      scales[c] = next[c];
+      next[c] = __ldg(source[c] + min(step + 1, kColumns - 1));
+    }
+  }
+};
+
+// One stage of the first kWaves times 64 rows. `first`: the sums start here. `scale_row`: where
+// this thread's first row in 64 has its block scale, among those of the stage.
 template <HopperConfig C, int kWaves>
 __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Shared<C>& shared,
-                                         int stage, const Part<C>& part, bool first, int lane_row) {
+                                         int stage, const Part<C>& part, bool first, int scale_row,
+                                         const float (&weight_scales)[num_chunks(C)]) {
   using Chunk = Wgmma<Sums<C>::kChunkColumns>;
   constexpr int kChunks = num_chunks(C);
   constexpr int kChunkColumns = Sums<C>::kChunkColumns;
@@ -265,16 +321,13 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
   const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
 
   if constexpr (C.scales == Scales::block) {
-    const u32 scales = shared.scales(stage);
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      const u32 row_scales = scales + (part.row0 + wave * kWarpgroupRows + lane_row) * 4;
+      const u32 row_scales = shared.scales(stage) + (scale_row + wave * kWarpgroupRows) * 4;
       const float low_row = load_shared(row_scales);
       const float high_row = load_shared(row_scales + 32);
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const int block = is_fused(C) ? c : (part.chunk0 + c * kChunkColumns) / kScaleGroup;
-        const float weight = load_shared(scales + (C.block_m + block) * 4);
         float sum[kChunkColumns / 2];
         wgmma_begin();
 #pragma unroll
@@ -282,8 +335,8 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
           Chunk::e4m3(sum, a + wave * kWaveStep + k * 2, b + c * kChunkStep + k * 2, k > 0);
         }
         wgmma_end();
-        const float low = low_row * weight;
-        const float high = high_row * weight;
+        const float low = low_row * weight_scales[c];
+        const float high = high_row * weight_scales[c];
 #pragma unroll
         for (int i = 0; i < kChunkColumns / 2; ++i) {
           sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * sum[i];
@@ -368,8 +421,8 @@ __device__ __forceinline__ void store_rows_of_tile(Sums<C>& sums, const GemmPara
       const float row_scale = amax > 0.0f ? amax / 448.0f : 1.0f;
       inverse[h] = 1.0f / row_scale;
       if (lane % 4 == 0 && r + h * 8 < num_rows) {
-        p.out_scale[(position + r + h * 8) * (out_columns(C) / kScaleGroup) +
-                    column / kScaleGroup] = row_scale;
+        p.out_scale[static_cast<i64>(column / kScaleGroup) * p.scale_pitch + position + r + h * 8] =
+            row_scale;
       }
     }
 #pragma unroll
@@ -419,28 +472,31 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const u32 staging = shared.staging(threadIdx.x / 32 - 4);
   const Part<C> part(warpgroup);
 
+  wait_for_previous_kernel();
   const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const Walk<C> walk{p, *p.num_tiles, rank};
+  const Walk<C> walk(p, rank);
   Ring<C.num_stages> ring;
-  int index = blockIdx.x / C.cluster;
-  int stride = gridDim.x / C.cluster;
+  int index = walk.first();
+  int stride = walk.stride();
   if constexpr (C.ping_pong) {
     index += warpgroup * stride;
     stride *= math_warpgroups(C);
     for (int i = 0; i < warpgroup; ++i) ring.template advance<kSteps<C>>();
     if (warpgroup == math_warpgroups(C) - 1) turn_give(1);  // the first turn is the first one's
   }
-  int next_column = 0;
-  RowTile next{};
-  if (index < walk.size()) next = walk.find(index, next_column);
+  Combine<C> combine(p);
+  Tile next{};
+  if (index < walk.size()) next = walk.find(index);
   for (; index < walk.size(); index += stride) {
-    const RowTile tile = next;
-    const int column0 = next_column;
-    if (index + stride < walk.size()) next = walk.find(index + stride, next_column);
+    const RowTile tile = next.rows;
+    const int column_tile = next.column_tile;
+    const int column0 = column_tile * tile_columns(C);
+    if (index + stride < walk.size()) next = walk.find(index + stride);
     const auto run = [&]<typename Step>(Step&& step) {
       // A barrier tells a phase from the next but not from the one after, so a warpgroup may only
       // wait for its stages once those of the tile before have been full.
       if constexpr (C.ping_pong) turn_wait(1 + warpgroup);
+#pragma unroll 1
       for (int i = 0; i < kSteps<C>; ++i) {
         barrier_wait(shared.full(ring.stage), ring.parity);
         if constexpr (C.ping_pong) {
@@ -459,6 +515,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     };
     if (part.row0 >= tile.num_rows) {  // nothing here for these warps
       run([](int) {});
+      combine.after_tile(column_tile, walk.row_tiles);
       continue;
     }
     float scale[kWaves][2];
@@ -481,16 +538,23 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     }
     // cp.async's writes are complete when the barrier says so; as in CUTLASS's cp.async main loops
     // no proxy fence follows (it would be a MEMBAR a stage).
+    const int scale_row = part.row0 + lane_row + (C.top_k > 0 ? 0 : tile.first % 4);
+    [[maybe_unused]] WeightScales<C> weight_scales(p, part, tile.expert, column0);
     const auto all = [&](int i) {
-      multiply<C, kWaves>(sums, shared, ring.stage, part, i == 0, lane_row);
+      float weights[num_chunks(C)];
+      if constexpr (C.scales == Scales::block) weight_scales.take(weights, i);
+      multiply<C, kWaves>(sums, shared, ring.stage, part, i == 0, scale_row, weights);
     };
     const auto first_wave = [&](int i) {
-      multiply<C, 1>(sums, shared, ring.stage, part, i == 0, lane_row);
+      float weights[num_chunks(C)];
+      if constexpr (C.scales == Scales::block) weight_scales.take(weights, i);
+      multiply<C, 1>(sums, shared, ring.stage, part, i == 0, scale_row, weights);
     };
     if constexpr (kWaves > 1) {
       if (tile.num_rows <= kWarpgroupRows) {
         run(first_wave);
         store_rows_of_tile<C>(sums[0], p, staging, tile, 0, column0 + part.column, scale[0]);
+        combine.after_tile(column_tile, walk.row_tiles);
         continue;
       }
     }
@@ -500,7 +564,9 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
       store_rows_of_tile<C>(sums[wave], p, staging, tile, part.row0 + wave * kWarpgroupRows,
                             column0 + part.column, scale[wave]);
     }
+    combine.after_tile(column_tile, walk.row_tiles);
   }
+  combine.after_all(walk.row_tiles);
 }
 
 template <HopperConfig C>
@@ -517,15 +583,13 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
     prefetch_tensor_map(w_map);
     if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
     for (int stage = 0; stage < C.num_stages; ++stage) {
-      barrier_init(shared.full(stage), kUsesCpAsync<C> ? kWarpgroup + 1 : 1);
+      barrier_init(shared.full(stage), C.top_k > 0 ? kWarpgroup + 1 : 1);
       barrier_init(shared.empty(stage), readers(C));
     }
     fence_barrier_init();
   }
   __syncthreads();
   if constexpr (C.cluster > 1) cluster_wait();
-  wait_for_previous_kernel();
-  let_next_kernel_start();
   constexpr bool kMoves = math_registers(C) > launch_registers(C);
   if (threadIdx.x < kWarpgroup) {
     if constexpr (kMoves) give_up_registers<load_registers(C)>();

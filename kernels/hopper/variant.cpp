@@ -62,6 +62,11 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
   if (stage == Stage::gemm1) {
     space.parameters.push_back(
         {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
+    space.parameters.push_back(
+        {"GATHER", {0, 1}, 1, "1: the GEMM gathers its rows, 0: a kernel packs them before"});
+  } else {
+    space.parameters.push_back(
+        {"FUSE_COMBINE", {0, 1}, 0, "1: the GEMM ends with the weighted sum, 0: its own kernel"});
   }
 
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
@@ -89,6 +94,14 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (p.at("CLUSTER_SIZE") > 1 && p.at("BLOCKS_PER_SM") > 1) {
       return "clusters take a multiprocessor a block";
     }
+    return {};
+  });
+  rule("combine", [problem](const Point& p) -> Violation {
+    if (p.value_or("FUSE_COMBINE", 0) == 0) return {};
+    if (p.at("ORDER") == 0)
+      return "FUSE_COMBINE takes one column of tiles after the other: ORDER 1";
+    if (p.at("CLUSTER_SIZE") > 1) return "FUSE_COMBINE waits for all blocks, clusters may not fit";
+    if (problem.shape.top_k > 16) return "FUSE_COMBINE sums at most 16 experts a token";
     return {};
   });
   rule("wgmma", [problem, stage](const Point& p) -> Violation {
@@ -143,6 +156,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
     if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
+    if (p.value_or("FUSE_COMBINE", 0) == 1) return {};
     if (mean_rows(problem) <= p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE")) {
       return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
                          mean_rows(problem));
@@ -153,6 +167,14 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (p.at("ORDER") == 1 && activations > static_cast<double>(gpu.l2_bytes) / 2) {
       return fmt::format("{:.0f} MB of activations do not stay in L2 from column to column",
                          activations / 1e6);
+    }
+    return {};
+  });
+  spare("packing", [problem](const Point& p) -> Violation {
+    if (p.value_or("GATHER", 1) == 0 && mean_rows(problem) < kWarpgroupRows) {
+      return fmt::format(
+          "{:.1f} rows an expert: reading weights takes the time, packing adds to it",
+          mean_rows(problem));
     }
     return {};
   });
@@ -195,9 +217,9 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
               ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
               "{}, .fp8 "
               "= {}, .scales = moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
-              ".size_k = {}, .top_k = {}}}>",
+              ".size_k = {}, .top_k = {}, .combine = {}}}>",
               c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
-              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k)},
+              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k, c.combine)},
           {}};
 }
 
@@ -207,10 +229,13 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
           .smem_bytes = moetune::smem_bytes(c),
           .block_m = c.block_m * c.cluster,
           .tile_columns = moetune::tile_columns(c),
-          .group_m = point.at("ORDER") == 1 ? 0 : point.at("GROUP_SIZE_M"),
+          .group_m = point.at("GROUP_SIZE_M"),
+          .column_major = point.at("ORDER") == 1,
           .split_k = 1,
           .fp8 = c.fp8 == 1,
           .output = c.output,
+          .gathers = c.top_k > 0,
+          .combines = c.combine > 0,
           .blocks_per_sm = c.blocks_per_sm,
           .cluster = c.cluster,
           .w_box_rows = weight_box_rows(c),
@@ -274,6 +299,10 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   const double stored_us = rows * moetune::out_columns(c) * out_bytes * us_per_byte;
   const double read_us = experts * weights * us_per_byte * (1 + 0.3 * (times - 1));
   double other_us = 5;
+  if (stage == Stage::gemm1 && c.top_k == 0) {
+    const double slots = rows / static_cast<double>(problem.shape.top_k);
+    other_us += 2 + (slots * 2 + 1.5 * rows * element) * c.size_k * us_per_byte;
+  }
   if (stage == Stage::gemm2) {
     const LayerShape& s = problem.shape;
     other_us +=
@@ -291,24 +320,27 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
 HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& point) {
   const bool first = stage == Stage::gemm1;
   const bool fp8 = point.at("FP8") == 1;
+  const bool gathers = first && point.value_or("GATHER", 1) == 1;
   const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
   const LayerShape& shape = problem.shape;
   const Scales scales = !fp8                                 ? Scales::none
                         : problem.dtype == Dtype::fp8_tensor ? Scales::tensor
                                                              : Scales::block;
-  HopperConfig c{.block_m = point.at("BLOCK_SIZE_M"),
-                 .block_n = point.at("BLOCK_SIZE_N"),
-                 .num_warps = point.at("NUM_WARPS"),
-                 .ping_pong = point.at("PING_PONG"),
-                 .cluster = point.at("CLUSTER_SIZE"),
-                 .num_stages = point.at("NUM_STAGES"),
-                 .blocks_per_sm = point.at("BLOCKS_PER_SM"),
-                 .fp8 = fp8 ? 1 : 0,
-                 .scales = scales,
-                 .output = Output::bf16,
-                 .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
-                 .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
-                 .top_k = first ? narrow(shape.top_k) : 0};
+  HopperConfig c{
+      .block_m = point.at("BLOCK_SIZE_M"),
+      .block_n = point.at("BLOCK_SIZE_N"),
+      .num_warps = point.at("NUM_WARPS"),
+      .ping_pong = point.at("PING_PONG"),
+      .cluster = point.at("CLUSTER_SIZE"),
+      .num_stages = point.at("NUM_STAGES"),
+      .blocks_per_sm = point.at("BLOCKS_PER_SM"),
+      .fp8 = fp8 ? 1 : 0,
+      .scales = scales,
+      .output = Output::bf16,
+      .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
+      .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
+      .top_k = gathers ? narrow(shape.top_k) : 0,
+      .combine = !first && point.value_or("FUSE_COMBINE", 0) == 1 ? narrow(shape.top_k) : 0};
   if (first && point.value_or("FUSE_SWIGLU", 0) == 1) {
     // The epilogue quantises too where a warpgroup holds whole scale groups.
     const bool quantises =

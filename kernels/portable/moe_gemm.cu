@@ -10,6 +10,7 @@
 // accumulators.
 #include "common/params.hpp"
 #include "common/ptx.cuh"
+#include "common/walk.cuh"
 #include "portable/config.hpp"
 
 namespace moetune {
@@ -53,22 +54,11 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   let_next_kernel_start();
 
   // Which tile. Blocks beyond the tiles that this routing has leave at once.
-  const int row_tiles = *p.num_tiles;
   const int block = blockIdx.x;
+  const RowTile at_block = load_row_tile(p, kColumnTiles, block);
+  const int row_tiles = load_past_l1(p.num_tiles);
   if (block >= row_tiles * kColumnTiles) return;
-  int row_tile;
-  int column_tile;
-  if (p.group_m == 0) {
-    row_tile = block % row_tiles;
-    column_tile = block / row_tiles;
-  } else {
-    const int first = block / (p.group_m * kColumnTiles) * p.group_m;
-    const int rows = min(row_tiles - first, p.group_m);
-    const int within = block % (p.group_m * kColumnTiles);
-    row_tile = first + within % rows;
-    column_tile = within / rows;
-  }
-  const RowTile tile = p.tiles[row_tile];
+  const auto [tile, column_tile] = find_tile(p, row_tiles, kColumnTiles, block, at_block);
   const int expert = tile.expert;
   const int num_rows = tile.num_rows;
   const int column0 = column_tile * kTileColumns;
@@ -137,7 +127,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       if (item < C.block_m) {
         const int row = tile_rows[item];
         scale_valid[i] = row >= 0;
-        if (row >= 0) scale_source[i] += static_cast<i64>(row) * kScaleColumns;
+        if (row >= 0) scale_source[i] += C.top_k > 0 ? static_cast<i64>(row) * kScaleColumns : row;
       } else if (item < kScalesPerGroup) {
         constexpr int kHalves = kFused ? 2 : 1;
         const int block_index = item - C.block_m;
@@ -187,7 +177,10 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 #pragma unroll
         for (int group = 0; group < kScaleGroups; ++group) {
           const int column = k / kScaleGroup + group;
-          cp_async_4(scales + (group * kScalesPerGroup + item) * 4, scale_source[i] + column,
+          // Packed rows' scales lie by column groups.
+          const i64 step =
+              C.top_k == 0 && item < C.block_m ? static_cast<i64>(column) * p.scale_pitch : column;
+          cp_async_4(scales + (group * kScalesPerGroup + item) * 4, scale_source[i] + step,
                      scale_valid[i] && (kScaleGroups == 1 || column < kScaleColumns));
         }
       }

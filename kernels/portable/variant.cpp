@@ -236,7 +236,8 @@ GemmLaunch Portable::launch(const Problem& problem, Stage stage, const Point& po
           .smem_bytes = moetune::smem_bytes(c),
           .block_m = c.block_m,
           .tile_columns = c.output == Output::swiglu ? c.block_n / 2 : c.block_n,
-          .group_m = point.at("ORDER") == 1 ? 0 : point.at("GROUP_SIZE_M"),
+          .group_m = point.at("GROUP_SIZE_M"),
+          .column_major = point.at("ORDER") == 1,
           .split_k = point.at("SPLIT_K"),
           .fp8 = c.fp8 == 1,
           .output = c.output};

@@ -6,8 +6,8 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef long long i64;
 
-// How a matrix is stored. scale(row, column) = scales[row / row_block * pitch + column /
-// column_block].
+// How a matrix is stored. scale(row, column) lies by row blocks, or by column blocks that are
+// scale_pitch apart.
 enum class Format : int { fp32, bf16, e4m3 };
 
 __device__ float from_bf16(u16 bits) {
@@ -45,6 +45,7 @@ struct Matrix {
   const float* scales;  // e4m3 only
   int format;
   int row_block, column_block;  // elements a scale covers
+  i64 scale_pitch;              // 0: scales lie by rows
 };
 
 __device__ float element(const Matrix& m, i64 row, i64 column, i64 columns) {
@@ -53,9 +54,11 @@ __device__ float element(const Matrix& m, i64 row, i64 column, i64 columns) {
   if (m.format == static_cast<int>(Format::bf16)) {
     return from_bf16(static_cast<const u16*>(m.data)[i]);
   }
-  const i64 pitch = (columns + m.column_block - 1) / m.column_block;
-  return from_e4m3(static_cast<const u8*>(m.data)[i]) *
-         m.scales[row / m.row_block * pitch + column / m.column_block];
+  const i64 a_row = (columns + m.column_block - 1) / m.column_block;
+  const i64 scale = m.scale_pitch == 0
+                        ? row / m.row_block * a_row + column / m.column_block
+                        : column / m.column_block * m.scale_pitch + row / m.row_block;
+  return from_e4m3(static_cast<const u8*>(m.data)[i]) * m.scales[scale];
 }
 
 // Lists the slots of each expert in increasing order: one thread an expert reads all ids.
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(256)
   const i64 row0 = blockIdx.x / blocks_a_row * block_rows;
   const i64 column0 = blockIdx.x % blocks_a_row * block_columns;
   const i64 width = columns - column0 < block_columns ? columns - column0 : block_columns;
-  const Matrix source = {in, nullptr, in_format, 1, 1};
+  const Matrix source = {in, nullptr, in_format, 1, 1, 0};
   float amax = 0;
   for (i64 i = threadIdx.x; i < block_rows * width; i += 256) {
     amax = fmaxf(amax, fabsf(element(source, row0 + i / width, column0 + i % width, columns)));
@@ -187,6 +190,15 @@ __global__ void reference_pack(const u8* in, const int* positions, i64 row_bytes
   const i64 row = blockIdx.x;
   for (i64 i = threadIdx.x; i < row_bytes; i += blockDim.x) {
     out[positions[row] * row_bytes + i] = in[row * row_bytes + i];
+  }
+}
+
+// The same for scales, one of `groups` in a row, which come to lie by groups, `pitch` apart.
+__global__ void reference_pack_scales(const float* in, const int* positions, int groups, i64 pitch,
+                                      float* out) {
+  const i64 row = blockIdx.x;
+  for (int g = threadIdx.x; g < groups; g += blockDim.x) {
+    out[g * pitch + positions[row]] = in[row * groups + g];
   }
 }
 

@@ -14,14 +14,22 @@ std::string activate_expression(ActivateInput input, ActivateOutput output) {
   return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
 }
 
+std::string sort_expression(bool quantises, Dtype fp8_dtype) {
+  return fmt::format("moetune::sort_small<moetune::Quantise::{}>", !quantises ? "none"
+                                                                   : fp8_dtype == Dtype::fp8_tensor
+                                                                       ? "tensor"
+                                                                       : "block");
+}
+
 KernelSource small_kernels(Dtype dtype) {
-  KernelSource source{
-      "support/small_kernels.cu",
-      {"moetune::sort_small", "moetune::sort_count", "moetune::sort_place", "moetune::combine"},
-      {}};
+  KernelSource source{"support/small_kernels.cu",
+                      {sort_expression(false, dtype), sort_expression(true, dtype),
+                       "moetune::sort_count", "moetune::sort_place", "moetune::combine"},
+                      {}};
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
   }
+  source.expressions.push_back(activate_expression(ActivateInput::bf16, ActivateOutput::bf16));
   const auto fp8 =
       dtype == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor : ActivateOutput::fp8_block;
   for (const ActivateInput input :
@@ -36,8 +44,8 @@ KernelSource reference_kernels() {
           {"moetune_reference::reference_group", "moetune_reference::reference_gemm",
            "moetune_reference::reference_swiglu", "moetune_reference::reference_quantise",
            "moetune_reference::reference_convert", "moetune_reference::reference_combine",
-           "moetune_reference::reference_pack", "moetune_reference::fill_normal_bf16",
-           "moetune_reference::compare"},
+           "moetune_reference::reference_pack", "moetune_reference::reference_pack_scales",
+           "moetune_reference::fill_normal_bf16", "moetune_reference::compare"},
           {}};
 }
 

@@ -14,6 +14,8 @@ namespace moetune {
 enum class ActivateInput { bf16, gate_up, partial };
 enum class ActivateOutput { bf16, fp8_block, fp8_tensor };
 std::string activate_expression(ActivateInput input, ActivateOutput output);
+// The one-launch sort; in fp8 its further blocks quantise x.
+std::string sort_expression(bool quantises, Dtype fp8_dtype);
 
 // Every kernel of small_kernels.cu that a dtype needs, and the reference's.
 KernelSource small_kernels(Dtype dtype);

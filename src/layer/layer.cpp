@@ -12,6 +12,7 @@ namespace moetune {
 namespace {
 
 constexpr std::int64_t kSmallSortSlots = 2048;  // that one block sorts
+constexpr int kSmallSortThreads = 256;          // or as many as there are experts
 constexpr std::int64_t kSortBlocks = 128;       // at most, for more
 constexpr int kSortThreads = 1024;
 constexpr std::int64_t kMaxExperts = 1024;
@@ -21,6 +22,14 @@ std::size_t bytes(std::int64_t count, std::int64_t size) {
 }
 int narrow(std::int64_t value) {
   return static_cast<int>(value);
+}
+// Packed rows' block scales lie by columns of 128: 16-byte loads of a row's neighbours need the
+// pitch, and may read as far as a tile's height beyond the end.
+int scale_pitch(std::int64_t slots) {
+  return narrow((slots + 3) / 4 * 4);
+}
+std::size_t scale_bytes(std::int64_t slots, std::int64_t columns) {
+  return bytes(scale_pitch(slots) * ((columns + kScaleGroup - 1) / kScaleGroup) + 512, 4);
 }
 
 std::shared_ptr<const Cubin> must_compile(Compiler& compiler, const KernelSource& source) {
@@ -130,8 +139,13 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
     batch->x_q = Buffer(bytes(values, 1));
     batch->x_scale =
         Buffer(bytes(problem.num_tokens * (block ? s.hidden_size / kScaleGroup : 1), 4));
-    activate(ActivateInput::bf16, true, batch->x.get(), batch->x_q.get(),
-             batch->x_scale.get<float>(), problem.num_tokens, s.hidden_size, 0);
+    ActivateParams p{};
+    p.in = batch->x.get();
+    p.out = batch->x_q.get();
+    p.scale = batch->x_scale.get<float>();
+    p.rows = narrow(problem.num_tokens);
+    p.columns = narrow(s.hidden_size);
+    activate(ActivateInput::bf16, true, p);
   }
   for (int r = 0; r < num_routings; ++r) {
     const RoutingData data = make_routing(problem, r);
@@ -161,35 +175,49 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
     const std::int64_t columns = 2 * s.intermediate_size;
     if (c.output == Output::bf16) gate_up_.reserve(bytes(slots * columns, 2));
     if (c.output == Output::partial) gate_up_.reserve(bytes(slots * columns * c.split_k, 4));
+    if (!c.gathers) {
+      x_packed_.reserve(bytes(slots * s.hidden_size, c.fp8 ? 1 : 2));
+      if (c.fp8) x_packed_scale_.reserve(scale_bytes(slots, s.hidden_size));
+    }
   }
   activation_.reserve(bytes(slots * s.intermediate_size, 2));
   if ((gemm2 != nullptr ? gemm2 : gemm1)->fp8()) {
     activation_q_.reserve(bytes(slots * s.intermediate_size, 1));
-    activation_scale_.reserve(
-        bytes(slots * ((s.intermediate_size + kScaleGroup - 1) / kScaleGroup), 4));
+    activation_scale_.reserve(scale_bytes(slots, s.intermediate_size));
   }
   if (stage != Stage::gemm1) {
     const GemmLaunch& c = gemm2->shape;
     y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
+    if (c.combines && arrivals_.size() == 0) {
+      const std::int64_t most_columns = (s.hidden_size + 31) / 32;
+      arrivals_ = Buffer(bytes(most_columns + 1, 4));
+      check_cuda(cudaMemsetAsync(arrivals_.get(), 0, arrivals_.size(), stream_.get()), "memset");
+    }
     out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
   }
 }
 
 void Layer::sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch) {
-  for (int r = 0; r < static_cast<int>(batch.routings.size()); ++r) sort(gemm1, gemm2, batch, r);
+  for (int r = 0; r < static_cast<int>(batch.routings.size()); ++r)
+    sort(gemm1, gemm2, false, batch, r);
   if (gemm1 != nullptr) return;
   const ReferenceOutput& reference = *batch.reference[gemm2->fp8() ? 1 : 0];
-  const auto pack = [&](const Buffer& in, const Buffer& out) {
-    launch(stream_, judge_.kernel("moetune_reference::reference_pack"),
-           LaunchShape{dim3(static_cast<unsigned>(batch.num_slots())), 256}, in.get(),
-           batch.routings[0].sorted.positions.get<int>(),
-           static_cast<long long>(in.size()) / batch.num_slots(), out.get());
-  };
-  pack(reference.gemm2_input, gemm2->fp8() ? activation_q_ : activation_);
-  if (gemm2->fp8()) pack(reference.gemm2_scale, activation_scale_);
+  const Buffer& rows = reference.gemm2_input;
+  const dim3 grid(static_cast<unsigned>(batch.num_slots()));
+  const int* const positions = batch.routings[0].sorted.positions.get<int>();
+  launch(stream_, judge_.kernel("moetune_reference::reference_pack"), LaunchShape{grid, 256},
+         rows.get(), positions, static_cast<long long>(rows.size()) / batch.num_slots(),
+         (gemm2->fp8() ? activation_q_ : activation_).get());
+  if (!gemm2->fp8()) return;
+  const Buffer& scales = reference.gemm2_scale;
+  launch(stream_, judge_.kernel("moetune_reference::reference_pack_scales"), LaunchShape{grid, 128},
+         scales.get<float>(), positions,
+         narrow(static_cast<std::int64_t>(scales.size()) / 4 / batch.num_slots()),
+         static_cast<long long>(scale_pitch(batch.num_slots())), activation_scale_.get<float>());
 }
 
-void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch, int routing) {
+void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
+                 int routing) {
   const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
   SortParams p{};
   p.topk_ids = r.topk_ids.get<int>();
@@ -201,19 +229,55 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch
     p.tiles[i] = r.sorted.tiles[i].get<RowTile>();
     p.num_tiles[i] = r.sorted.num_tiles.get<int>() + i;
     p.block_m[i] = step != nullptr ? step->shape.block_m : 0;
+    p.group_m[i] = step != nullptr ? step->shape.group_m : 1;
   }
   p.num_slots = narrow(batch.num_slots());
   p.num_experts = narrow(problem_.shape.num_experts);
+  const ActivateParams x = quantise ? x_rows(*gemm1, batch, routing) : ActivateParams{};
   if (p.num_slots <= kSmallSortSlots) {
-    launch(stream_, small_.kernel("moetune::sort_small"), shape(1, kSortThreads), p);
+    const int threads = std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32);
+    const std::int64_t quantising = quantise ? activate_blocks(x, threads) : 0;
+    launch(stream_, small_.kernel(sort_expression(quantise, fp8_dtype())),
+           shape(1 + quantising, static_cast<unsigned>(threads)), p, x);
     return;
   }
+  if (quantise) activate(ActivateInput::bf16, true, x);
   const std::int64_t slots = p.num_slots;
   p.slots_a_block =
       narrow(std::max<std::int64_t>(kSortThreads, (slots + kSortBlocks - 1) / kSortBlocks));
   const std::int64_t grid = (slots + p.slots_a_block - 1) / p.slots_a_block;
   launch(stream_, small_.kernel("moetune::sort_count"), shape(grid, kSortThreads), p);
   launch(stream_, small_.kernel("moetune::sort_place"), shape(grid, kSortThreads), p);
+}
+
+ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const {
+  const GemmLaunch& c = gemm1.shape;
+  ActivateParams p{};
+  p.in = batch.x.get();
+  p.out = (c.gathers ? batch.x_q : x_packed_).get();
+  p.scale = (c.gathers ? batch.x_scale : x_packed_scale_).get<float>();
+  p.rows = narrow(batch.problem.num_tokens);
+  p.columns = narrow(problem_.shape.hidden_size);
+  if (!c.gathers) {
+    const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
+    p.scale_pitch = scale_pitch(batch.num_slots());
+    p.positions = sorted.positions.get<int>();
+    p.top_k = narrow(problem_.shape.top_k);
+  }
+  return p;
+}
+
+CombineParams Layer::combine_params(const GemmStep& gemm2, const TokenBatch& batch,
+                                    int routing) const {
+  const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
+  return {y_.get(),
+          r.sorted.positions.get<int>(),
+          r.topk_weights.get<float>(),
+          out_.get(),
+          narrow(batch.problem.num_tokens),
+          narrow(problem_.shape.top_k),
+          narrow(problem_.shape.hidden_size),
+          gemm2.shape.output == Output::partial ? gemm2.shape.split_k : 0};
 }
 
 void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
@@ -226,8 +290,8 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   const std::int64_t size_k = first ? s.hidden_size : s.intermediate_size;
   GemmParams p{};
   if (first) {
-    p.a = (c.fp8 ? batch.x_q : batch.x).get();
-    p.a_scale = c.fp8 ? batch.x_scale.get<float>() : nullptr;
+    p.a = (!c.gathers ? x_packed_ : c.fp8 ? batch.x_q : batch.x).get();
+    p.a_scale = c.fp8 ? (c.gathers ? batch.x_scale : x_packed_scale_).get<float>() : nullptr;
     p.w = (c.fp8 ? weights_.w13_q : weights_.w13).get();
     p.w_scale = c.fp8 ? weights_.w13_scale.get<float>() : nullptr;
     p.out = (c.output == Output::swiglu       ? activation_
@@ -241,12 +305,15 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
     p.w = (c.fp8 ? weights_.w2_q : weights_.w2).get();
     p.w_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr;
     p.out = y_.get();
+    if (c.combines) p.combine = combine_params(step, batch, routing);
+    p.arrivals = arrivals_.get<int>();
   }
   p.sorted_slots = sorted.sorted_slots.get<int>();
   p.tiles = sorted.tiles[which].get<RowTile>();
   p.num_tiles = sorted.num_tiles.get<int>() + which;
   p.num_slots = narrow(batch.num_slots());
-  p.group_m = c.group_m;
+  p.scale_pitch = scale_pitch(batch.num_slots());
+  p.column_major = c.column_major ? 1 : 0;
   p.split_k = c.split_k;
 
   const bool halves = c.output == Output::swiglu || c.output == Output::swiglu_fp8;
@@ -272,15 +339,22 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   launch(stream_, step.kernel, shape, p, w.value, a.value);
 }
 
-void Layer::activate(ActivateInput input, bool to_fp8, const void* in, void* out, float* scale,
-                     std::int64_t rows, std::int64_t columns, int splits) {
-  const ActivateParams p{in, out, scale, narrow(rows), narrow(columns), splits};
+// Blocks that `activate` is launched with where it quantises.
+std::int64_t Layer::activate_blocks(const ActivateParams& p, int threads) const {
+  if (fp8_dtype() == Dtype::fp8_tensor) return p.rows;
+  return (std::int64_t{p.rows} * ((p.columns + kScaleGroup - 1) / kScaleGroup) + threads / 16 - 1) /
+         (threads / 16);
+}
+
+void Layer::activate(ActivateInput input, bool to_fp8, const ActivateParams& p) {
   const auto output = !to_fp8                            ? ActivateOutput::bf16
                       : fp8_dtype() == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor
                                                          : ActivateOutput::fp8_block;
-  const std::int64_t groups = (columns + kScaleGroup - 1) / kScaleGroup;
-  const std::int64_t grid = output == ActivateOutput::fp8_tensor ? rows : (rows * groups + 15) / 16;
-  launch(stream_, small_.kernel(activate_expression(input, output)), shape(grid, 256), p);
+  launch(stream_, small_.kernel(activate_expression(input, output)),
+         shape(to_fp8 ? activate_blocks(p, 256)
+                      : (std::int64_t{p.rows} * ((p.columns + 127) / 128) + 15) / 16,
+               256),
+         p);
 }
 
 void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch,
@@ -288,15 +362,13 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   const LayerShape& s = problem_.shape;
   const std::int64_t slots = batch.num_slots();
   const bool whole = stage == Stage::layer;
-  if (whole) {
-    sort(gemm1, gemm2, batch, routing);
-    if (gemm1->fp8()) {
-      activate(ActivateInput::bf16, true, batch.x.get(), batch.x_q.get(),
-               batch.x_scale.get<float>(), batch.problem.num_tokens, s.hidden_size, 0);
-    }
-  }
   if (stage != Stage::gemm2) {
     const Output output = gemm1->shape.output;
+    const bool quantise = gemm1->fp8() && gemm1->shape.gathers;
+    if (whole) sort(gemm1, gemm2, quantise, batch, routing);
+    if (!gemm1->shape.gathers || (quantise && !whole)) {
+      activate(ActivateInput::bf16, gemm1->fp8(), x_rows(*gemm1, batch, routing));
+    }
     const bool to_fp8 = (gemm2 != nullptr ? gemm2 : gemm1)->fp8();
     gemm(Stage::gemm1, *gemm1, batch, routing);
     const bool done = output == Output::swiglu_fp8 || (output == Output::swiglu && !to_fp8);
@@ -304,38 +376,38 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
       const auto input = output == Output::swiglu    ? ActivateInput::bf16
                          : output == Output::partial ? ActivateInput::partial
                                                      : ActivateInput::gate_up;
-      activate(input, to_fp8, (output == Output::swiglu ? activation_ : gate_up_).get(),
-               (to_fp8 ? activation_q_ : activation_).get(), activation_scale_.get<float>(), slots,
-               s.intermediate_size, gemm1->shape.split_k);
+      ActivateParams p{};
+      p.in = (output == Output::swiglu ? activation_ : gate_up_).get();
+      p.out = (to_fp8 ? activation_q_ : activation_).get();
+      p.scale = activation_scale_.get<float>();
+      p.rows = narrow(slots);
+      p.columns = narrow(s.intermediate_size);
+      p.splits = gemm1->shape.split_k;
+      p.scale_pitch = scale_pitch(slots);
+      activate(input, to_fp8, p);
     }
   }
   if (stage != Stage::gemm1) {
     gemm(Stage::gemm2, *gemm2, batch, routing);
-    const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
-    const CombineParams p{y_.get(),
-                          r.sorted.positions.get<int>(),
-                          r.topk_weights.get<float>(),
-                          out_.get(),
-                          narrow(batch.problem.num_tokens),
-                          narrow(s.top_k),
-                          narrow(s.hidden_size),
-                          gemm2->shape.output == Output::partial ? gemm2->shape.split_k : 0};
+    if (gemm2->shape.combines) return;
+    const CombineParams p = combine_params(*gemm2, batch, routing);
     const std::int64_t threads = batch.problem.num_tokens * s.hidden_size / 8;
     launch(stream_, small_.kernel("moetune::combine"), shape((threads + 255) / 256, 256), p);
   }
 }
 
-Matrix Layer::result(Stage stage, const GemmStep& last) const {
+Matrix Layer::result(Stage stage, const GemmStep& last, const TokenBatch& batch) const {
   if (stage != Stage::gemm1) return {out_.get(), nullptr, Format::bf16, 1, 1};
   if (!last.fp8()) return {activation_.get(), nullptr, Format::bf16, 1, 1};
   const int group =
       fp8_dtype() == Dtype::fp8_block ? kScaleGroup : narrow(problem_.shape.intermediate_size);
-  return {activation_q_.get(), activation_scale_.get<float>(), Format::e4m3, 1, group};
+  return {activation_q_.get(),           activation_scale_.get<float>(), Format::e4m3, 1, group,
+          scale_pitch(batch.num_slots())};
 }
 
 void Layer::poison() {
-  for (const Buffer* buffer :
-       {&gate_up_, &activation_, &activation_q_, &activation_scale_, &y_, &out_}) {
+  for (const Buffer* buffer : {&x_packed_, &x_packed_scale_, &gate_up_, &activation_,
+                               &activation_q_, &activation_scale_, &y_, &out_}) {
     if (buffer->size() == 0) continue;
     check_cuda(cudaMemsetAsync(buffer->get(), 0xff, buffer->size(), stream_.get()), "memset");
   }
@@ -343,8 +415,8 @@ void Layer::poison() {
 
 std::int64_t Layer::workspace_bytes() const {
   std::size_t sum = 0;
-  for (const Buffer* buffer :
-       {&gate_up_, &activation_, &activation_q_, &activation_scale_, &y_, &out_}) {
+  for (const Buffer* buffer : {&x_packed_, &x_packed_scale_, &gate_up_, &activation_,
+                               &activation_q_, &activation_scale_, &y_, &out_}) {
     sum += buffer->size();
   }
   return static_cast<std::int64_t>(sum);

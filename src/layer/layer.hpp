@@ -24,6 +24,7 @@ struct Matrix {
   Format format = Format::fp32;
   int row_block = 1;
   int column_block = 1;
+  std::int64_t scale_pitch = 0;  // 0: scales lie by rows, else by column blocks, this far apart
 };
 
 // Weights of all experts: bf16, and the same quantised once when the problem asks for fp8.
@@ -94,22 +95,27 @@ class Layer {
   // Sorts every routing for these steps' tile heights, and packs the reference's activation as
   // routing 0 has it where gemm1 is null: what a GEMM stage alone finds done.
   void sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch);
-  // Enqueues one call. gemm1: GEMM1 and activation; gemm2: GEMM2 on the reference's activation and
-  // the weighted sum; layer: everything. Unused steps are null.
+  // Enqueues one call. gemm1: quantising or packing of x, GEMM1 and activation; gemm2: GEMM2 on the
+  // reference's activation and the weighted sum; layer: everything. Unused steps are null.
   void enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch,
                int routing);
-  // Where a stage's result lies.
-  Matrix result(Stage stage, const GemmStep& last) const;
+  // Where the result of a stage lies that ran on `batch`.
+  Matrix result(Stage stage, const GemmStep& last, const TokenBatch& batch) const;
   // Fills every intermediate and output with NaN bytes.
   void poison();
 
   std::int64_t workspace_bytes() const;
 
  private:
-  void sort(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch, int routing);
+  // `quantise`: x too, to fp8.
+  void sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
+            int routing);
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
-  void activate(ActivateInput input, bool to_fp8, const void* in, void* out, float* scale,
-                std::int64_t rows, std::int64_t columns, int splits);
+  void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
+  // x to fp8, or copied to the slots' positions, or both.
+  ActivateParams x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const;
+  std::int64_t activate_blocks(const ActivateParams& params, int threads) const;
+  CombineParams combine_params(const GemmStep& gemm2, const TokenBatch& batch, int routing) const;
   LaunchShape shape(std::int64_t grid, unsigned threads) const;
 
   Gpu gpu_;
@@ -120,10 +126,12 @@ class Layer {
   Weights weights_;
   bool overlap_ = false;
   // Workspace of one call, reused by the next: calls on one stream follow each other.
+  Buffer x_packed_, x_packed_scale_;                     // [slots, H]
   Buffer gate_up_;                                       // bf16 [slots, 2I] or fp32 partial sums
   Buffer activation_, activation_q_, activation_scale_;  // [slots, I], packed
   Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
   Buffer out_;                                           // bf16 [T, H]
+  Buffer arrivals_;                                      // GEMM2's counters, 0 between launches
 };
 
 // Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.

@@ -182,7 +182,7 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   const std::int64_t rows = activation ? batch.num_slots() : batch.problem.num_tokens;
   const LayerShape& s = problem_.shape;
   const Deviation deviation =
-      compare(*layer_, layer_->result(request.stage, steps.last()),
+      compare(*layer_, layer_->result(request.stage, steps.last(), batch),
               activation ? batch.routings[0].sorted.positions.get<int>() : nullptr,
               want.get<float>(), rows, activation ? s.intermediate_size : s.hidden_size);
   if (call_us != nullptr) *call_us = elapsed_us(begin, end);
@@ -190,8 +190,9 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   trial.max_err = std::max(trial.max_err, deviation.max_err);
   if (steps.fp8() && request.stage == Stage::layer && request.thorough) {
     make_reference(*layer_, batch, false);
-    const Deviation cost = compare(*layer_, layer_->result(request.stage, steps.last()), nullptr,
-                                   batch.reference[0]->out.get<float>(), rows, s.hidden_size);
+    const Deviation cost =
+        compare(*layer_, layer_->result(request.stage, steps.last(), batch), nullptr,
+                batch.reference[0]->out.get<float>(), rows, s.hidden_size);
     trial.quantisation_err = std::max(trial.quantisation_err, cost.rel_err);
   }
   const std::string defect = judge_deviation(deviation, tolerance(steps.fp8()));

@@ -41,8 +41,7 @@ struct GemmLaunch {
   int split_k = 1;
   bool fp8 = false;
   Output output = Output::bf16;
-  bool gathers = true;    // gemm1: reads rows of x by slot; else it wants them packed
-  bool combines = false;  // gemm2: the weighted sum is its last step
+  bool gathers = true;  // gemm1: reads rows of x by slot; else it wants them packed
   // Persistent kernels: blocks an SM, each of which takes tile after tile. 0: a block a tile.
   int blocks_per_sm = 0;
   int cluster = 1;  // blocks that share a tile of block_m rows

@@ -66,7 +66,7 @@ TEST_CASE("hopper: legal points fit the GPU's shared memory, threads and registe
   }
 }
 
-TEST_CASE("hopper: a cluster's tile is two blocks high, and loads half the weight rows a block") {
+TEST_CASE("hopper: a cluster's tile is two blocks high, and its rows lie packed") {
   const Problem problem = problem_for(Dtype::bf16, 8192);
   const Variant& variant = find_variant("hopper");
   Point point = variant.space(known_gpu("h200"), problem, Stage::gemm2, Fp8Mode::off).reference();
@@ -74,8 +74,13 @@ TEST_CASE("hopper: a cluster's tile is two blocks high, and loads half the weigh
   point.set("CLUSTER_SIZE", 2);
   const GemmLaunch both = variant.launch(problem, Stage::gemm2, point);
   CHECK(both.block_m == 2 * alone.block_m);
-  CHECK(2 * both.w_box_rows == alone.w_box_rows);
   CHECK(both.cluster == 2);
+  const SearchSpace space = variant.space(known_gpu("h200"), problem, Stage::gemm1, Fp8Mode::off);
+  point = space.reference();
+  point.set("CLUSTER_SIZE", 2);
+  CHECK(space.reject(point).has_value());
+  point.set("GATHER", 0);
+  CHECK_FALSE(space.reject(point).has_value());
 }
 
 TEST_CASE("hopper: fp8_block points quantise in the epilogue where a warpgroup has whole groups") {

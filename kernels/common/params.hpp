@@ -32,18 +32,6 @@ struct RowTile {
   int group;     // tiles walked together (common/walk.cuh): how many << 16 | this one's number
 };
 
-// The weighted sum that ends a layer: out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]].
-struct CombineParams {
-  const void* y;              // packed: bf16 [num_slots, columns], or fp32 [splits, same]
-  const int* positions;       // [num_slots] of each slot
-  const float* topk_weights;  // [num_tokens, top_k]
-  void* out;                  // bf16 [num_tokens, columns]
-  int num_tokens;
-  int top_k;
-  int columns;  // a multiple of 8
-  int splits;   // 0: y is bf16
-};
-
 struct GemmParams {
   const void* a;         // [rows, size_k] bf16 or e4m3
   const void* w;         // [experts, size_n, size_k]
@@ -58,8 +46,7 @@ struct GemmParams {
   int scale_pitch;   // of packed rows' block scales: num_slots or a little more, a multiple of 4
   int column_major;  // 1: a column of tiles after the other, 0: by RowTile::group
   int split_k;
-  CombineParams combine;  // where GEMM2 ends with the weighted sum
-  int* arrivals;          // its counters, 0 between launches: [column tiles + 1]
+  int* tickets;  // persistent kernels: tiles and blocks counted, 0 between launches: [2]
 };
 
 struct SortParams {
@@ -87,6 +74,18 @@ struct ActivateParams {
   int scale_pitch;       // 0: scales lie by rows
   const int* positions;  // row r goes to rows positions[r * top_k...] of `out`
   int top_k;             // 0: it stays where it is
+};
+
+// The weighted sum that ends a layer: out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]].
+struct CombineParams {
+  const void* y;              // packed: bf16 [num_slots, columns], or fp32 [splits, same]
+  const int* positions;       // [num_slots] of each slot
+  const float* topk_weights;  // [num_tokens, top_k]
+  void* out;                  // bf16 [num_tokens, columns]
+  int num_tokens;
+  int top_k;
+  int columns;  // a multiple of 8
+  int splits;   // 0: y is bf16
 };
 
 }  // namespace moetune

@@ -45,26 +45,37 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
   }
 }
 
-// Counters that blocks tell each other by: what was written before the release is seen after the
-// acquire.
-__device__ __forceinline__ void add_release(int* counter, int value) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(counter), "r"(value) : "memory");
-}
-__device__ __forceinline__ int add_acquire_release(int* counter, int value) {
+// A ring of stages between those that fill and those that empty it, as one side sees it.
+template <int kNumStages>
+struct Ring {
+  int stage = 0;
+  u32 parity = 0;
+  template <int kCount = 1>
+  __device__ __forceinline__ void advance() {
+    stage += kCount % kNumStages;
+    parity ^= kCount / kNumStages & 1;
+    if (stage >= kNumStages) {
+      stage -= kNumStages;
+      parity ^= 1;
+    }
+  }
+};
+
+// Counts, and nothing more: orders no other access.
+__device__ __forceinline__ int add_relaxed(int* counter, int value) {
   int before;
-  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;\n"
+  asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], %2;\n"
                : "=r"(before)
                : "l"(counter), "r"(value)
                : "memory");
   return before;
 }
-__device__ __forceinline__ int load_acquire(const int* counter) {
-  int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(value) : "l"(counter) : "memory");
-  return value;
-}
 
-// Named barriers 1.. of a block (0 is __syncthreads): two warpgroups, one waiting for the other.
+// Named barriers of a block (0 is __syncthreads): a warpgroup among itself, or two, one waiting for
+// the other.
+__device__ __forceinline__ void warpgroup_sync(int barrier) {
+  asm volatile("bar.sync %0, 128;\n" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void turn_wait(int barrier) {
   asm volatile("bar.sync %0, 256;\n" ::"r"(barrier) : "memory");
 }
@@ -75,7 +86,7 @@ __device__ __forceinline__ void turn_give(int barrier) {
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
 }
-// Thread blocks of a cluster: this one's number, all waiting for all, and another's barrier.
+// Thread blocks of a cluster: this one's number, and all waiting for all.
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
   asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
@@ -84,21 +95,37 @@ __device__ __forceinline__ u32 cluster_rank() {
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
 }
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+// `address` of this block's shared memory, in that of block `rank`.
+__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
+  u32 remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+// Of any block, by an address from in_block.
+__device__ __forceinline__ void remote_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void remote_expect_bytes(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;\n" ::"r"(barrier),
+               "r"(bytes)
+               : "memory");
+}
+// 16 bytes, counted on a barrier of the block that they go to.
+__device__ __forceinline__ void remote_store_16(u32 address, int a, int b, int c, int d,
+                                                u32 barrier) {
   asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
-      "r"(rank)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];\n" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d), "r"(barrier)
       : "memory");
 }
-// A box to the same place of both blocks of a cluster of two, counted on the same barrier of each.
-__device__ __forceinline__ void tma_load_to_both(u32 shared, const TensorMap& map, int column,
-                                                 int row, u32 barrier) {
+// A box to the same place of the blocks in `mask`, counted on the same barrier of each.
+__device__ __forceinline__ void tma_load_to(u32 mask, u32 shared, const TensorMap& map, int column,
+                                            int row, u32 barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(shared),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(3))
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(mask))
       : "memory");
 }
 // A box from (row, column) of the map's matrix to `shared`, counted on `barrier`.
@@ -117,6 +144,15 @@ __device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 by
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
           "r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void bulk_load_to(u32 mask, u32 shared, const void* global, u32 bytes,
+                                             u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;\n" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "h"(static_cast<u16>(mask))
       : "memory");
 }
 
@@ -140,9 +176,20 @@ __device__ __forceinline__ u64 matrix_descriptor(u32 shared) {
 __device__ __forceinline__ void wgmma_begin() {
   asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
-// Ends a batch and waits for all of it.
-__device__ __forceinline__ void wgmma_end() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+// Ends a batch...
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+// ...and waits until at most kPending are unfinished.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from using a finished batch's sums before the wait.
+template <int N>
+__device__ __forceinline__ void wgmma_results(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // D[64, N] = A[64, 32 bytes of K] B[N, 32 bytes of K]^T + (accumulate ? D : 0) in fp32. A thread

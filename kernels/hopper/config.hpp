@@ -11,16 +11,16 @@ struct HopperConfig {
   int block_m, block_n;  // tile: rows, weight rows; K goes in steps of 128 bytes
   int num_warps;         // that multiply, in warpgroups of four
   int ping_pong;         // 1: a warpgroup has a tile of its own; 0: they share one
-  int cluster;           // 2: two blocks, one tile below the other, share the weights' loads
+  int cluster;           // 2: two blocks, one tile below the other, share the weights' loads;
+                         // packed rows only
   int num_stages;
   int blocks_per_sm;
   int fp8;  // 1: e4m3 operands, 0: bf16
   Scales scales;
   Output output;
-  int size_n;   // weight rows an expert has: 2I (gemm1) or H (gemm2)
-  int size_k;   // H (gemm1) or I (gemm2)
-  int top_k;    // rows are gathered, row = slot / top_k; 0: they lie packed
-  int combine;  // gemm2: top_k where it ends with the weighted sum; 0: it does not
+  int size_n;  // weight rows an expert has: 2I (gemm1) or H (gemm2)
+  int size_k;  // H (gemm1) or I (gemm2)
+  int top_k;   // rows are gathered, row = slot / top_k; 0: they lie packed
 };
 
 constexpr int kRowBytes = 128;          // of K in a stage: what one swizzle spans
@@ -50,9 +50,9 @@ constexpr int warpgroups_n(const HopperConfig& c) {
 constexpr int num_waves(const HopperConfig& c) {
   return c.ping_pong ? c.block_m / kWarpgroupRows : 1;
 }
-// Rows of the weights that one copy fetches: gate and up apart, each block of a cluster its half.
+// Rows of the weights that one copy fetches: gate and up apart.
 constexpr int weight_box_rows(const HopperConfig& c) {
-  return is_fused(c) || c.cluster > 1 ? c.block_n / 2 : c.block_n;
+  return is_fused(c) ? c.block_n / 2 : c.block_n;
 }
 // Warps that must have read a stage before it is loaded again.
 constexpr int readers(const HopperConfig& c) {
@@ -110,9 +110,10 @@ constexpr int staging_bytes(const HopperConfig& c) {  // of a warp
   const int staged = columns < kStagedColumns ? columns : kStagedColumns;
   return 16 * staged * (c.output == Output::swiglu_fp8 ? 1 : 2);
 }
+constexpr int kStageControlBytes = 32;  // two barriers and what tile begins
 constexpr int smem_bytes(const HopperConfig& c) {
   return c.num_stages * (operand_bytes(c) + scale_bytes(c)) + c.num_warps * staging_bytes(c) +
-         c.num_stages * 16;
+         c.num_stages * kStageControlBytes + 16;
 }
 
 }  // namespace moetune

@@ -2,74 +2,59 @@
 // expert e's slots (common/params.hpp). GEMM1 may gather row(p) = slot / top_k; otherwise, and in
 // GEMM2, rows lie packed: row(p) = p.
 //
-// A tile's life. The grid is persistent: block b takes tiles b, b + gridDim.x, ... of the walk. In
-// a block one warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of
-// K lies between them, each with a barrier that says "full" and one that says "empty".
+// A tile's life. The grid is persistent: its blocks take tiles from a common list. In a block one
+// warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of K lies
+// between them, each with a barrier that says "full" and one that says "empty".
 //   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
-//   up, and packed activation rows with their block scales. Gathered ones come by cp.async, all 128
-//   threads taking part: each 32 bytes of them are a write of their own to shared memory, whose
-//   bandwidth WGMMA needs, so that many rows are better packed first. A packed box that crosses its
+//   up, and packed activation rows with their block scales; in a cluster one block does for both.
+//   Gathered rows come by cp.async, all 128 threads taking part: where an expert has many, packing
+//   them first is faster (results/NVIDIA_H200/notes.md). A packed box that crosses its
 //   expert's end reads the next expert's rows: harmless. Multiply: a warpgroup owns 64 rows. WGMMA
 //   reads both operands from shared memory and adds up in registers. With block scales 128 of K go
 //   to a temporary which is scaled into the accumulators, while the other warpgroups keep the
 //   tensor cores busy. 64 rows without a slot are not multiplied. Store: a warp takes its 16 rows
 //   through its own piece of shared memory, so that they leave as whole rows of 16-byte stores;
-//   rows beyond the expert's end are left out. No padding is written. Where GEMM2 ends with the
-//   weighted sum: hopper/combine.cuh.
+//   rows beyond the expert's end are left out. No padding is written.
 //
 // Background: DeepGEMM and CUTLASS describe this division of labour; two-level accumulation is
 // DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
 #include "common/params.hpp"
 #include "common/sm90.cuh"
 #include "common/walk.cuh"
-#include "hopper/combine.cuh"
 #include "hopper/config.hpp"
 
 namespace moetune {
 
-// The tiles that a block takes. A cluster walks as one; `rank` is this block's in it.
+// The tiles that a block takes: the first by its number, further ones by tickets, so that tiles
+// begin in the order of the walk, however long each takes, and those that share weights or rows
+// find them in L2. A cluster of two walks as one.
 template <HopperConfig C>
 struct Walk {
   static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
   const GemmParams& p;
-  int rank;
   int row_tiles;
   RowTile at_first;
 
   // Reads what a block's first tile needs in one go.
-  __device__ __forceinline__ Walk(const GemmParams& params, int block_rank)
-      : p(params),
-        rank(block_rank),
-        row_tiles(0),
-        at_first(load_row_tile(p, kColumnTiles, first())) {
+  __device__ __forceinline__ explicit Walk(const GemmParams& params)
+      : p(params), row_tiles(0), at_first(load_row_tile(p, kColumnTiles, first())) {
     row_tiles = load_past_l1(p.num_tiles);
   }
   __device__ __forceinline__ int first() const { return blockIdx.x / C.cluster; }
-  __device__ __forceinline__ int stride() const { return gridDim.x / C.cluster; }
+  __device__ __forceinline__ int blocks() const { return gridDim.x / C.cluster; }
   __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
   __device__ __forceinline__ Tile find(int index) const {
     const RowTile at = index == first() ? at_first : load_row_tile(p, kColumnTiles, index);
-    Tile tile = find_tile(p, row_tiles, kColumnTiles, index, at);
-    const int above = rank * C.block_m;
-    tile.rows.first += above;
-    tile.rows.num_rows = min(max(tile.rows.num_rows - above, 0), C.block_m);
-    return tile;
+    return find_tile(p, row_tiles, kColumnTiles, index, at);
   }
-};
-
-// The ring of stages, as one side sees it.
-template <int kNumStages>
-struct Ring {
-  int stage = 0;
-  u32 parity = 0;
-  template <int kCount = 1>
-  __device__ __forceinline__ void advance() {
-    stage += kCount % kNumStages;
-    parity ^= kCount / kNumStages & 1;
-    if (stage >= kNumStages) {
-      stage -= kNumStages;
-      parity ^= 1;
-    }
+  __device__ __forceinline__ int take_ticket() const {
+    return blocks() + add_relaxed(p.tickets, 1);
+  }
+  // This block has its last ticket; the last block of all sets the counters back.
+  __device__ __forceinline__ void leave() const {
+    if (add_relaxed(p.tickets + 1, 1) != blocks() - 1) return;
+    p.tickets[0] = 0;
+    p.tickets[1] = 0;
   }
 };
 
@@ -85,29 +70,82 @@ struct Shared {
   __device__ __forceinline__ u32 staging(int warp) const {
     return scales(C.num_stages) + warp * staging_bytes(C);
   }
-  __device__ __forceinline__ u32 full(int stage) const { return staging(C.num_warps) + stage * 16; }
+  __device__ __forceinline__ u32 full(int stage) const {
+    return staging(C.num_warps) + stage * kStageControlBytes;
+  }
   __device__ __forceinline__ u32 empty(int stage) const { return full(stage) + 8; }
+  // The tile that begins in this stage: expert, first row, rows (-1: there are no more), column
+  // tile.
+  __device__ __forceinline__ u32 tile(int stage) const { return full(stage) + 16; }
+  __device__ __forceinline__ u32 next_index(int parity) const {
+    return full(C.num_stages) + parity * 4;
+  }
+  __device__ __forceinline__ u32 finished() const { return full(C.num_stages) + 8; }
 };
 
+constexpr int kLoadBarrier = 8;  // a named one; ping-pong's are 1..3
 template <HopperConfig C>
 constexpr int kSteps = (C.size_k + step_k(C) - 1) / step_k(C);
+
+// Blocks that have rows of a tile, as a mask; in a cluster the first one loads for both.
+template <HopperConfig C>
+__device__ __forceinline__ u32 blocks_with_rows(const RowTile& tile) {
+  return C.cluster > 1 && tile.num_rows > C.block_m ? 3 : 1;
+}
 
 // Announces a stage's copies to its barrier and starts those of the weights.
 template <HopperConfig C>
 __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Shared<C>& shared,
-                                             int stage, int k, int row, int rank) {
+                                             int stage, int step, const Tile& tile) {
   constexpr int kBoxRows = weight_box_rows(C);
   constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
   constexpr u32 kRowsBytes = C.block_m * kRowBytes + scale_bytes(C);
+  constexpr u32 kBytes = C.block_n * kRowBytes + (C.top_k > 0 ? 0 : kRowsBytes);
   const u32 full = shared.full(stage);
-  barrier_expect_bytes(full, C.block_n * kRowBytes + (C.top_k > 0 ? 0 : kRowsBytes));
+  const int k = step * step_k(C);
+  const int row = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
+  const u32 blocks = blocks_with_rows<C>(tile.rows);
+  if (step == 0) {
+    const int in_first = min(tile.rows.num_rows, C.block_m);
+    store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, in_first,
+                    tile.column_tile);
+    if constexpr (C.cluster > 1) {
+      remote_store_16(in_block(shared.tile(stage), 1), tile.rows.expert,
+                      tile.rows.first + C.block_m, tile.rows.num_rows - in_first, tile.column_tile,
+                      in_block(full, 1));
+    }
+  }
+  barrier_expect_bytes(full, kBytes);
   if constexpr (C.cluster > 1) {
-    tma_load_to_both(shared.b(stage) + rank * kBoxRows * kRowBytes, w_map, k,
-                     row + rank * kBoxPitch, full);
-  } else {
+    remote_expect_bytes(in_block(full, 1), (blocks == 3 ? kBytes : 0) + (step == 0 ? 16 : 0));
+  }
 #pragma unroll
-    for (int box = 0; box < C.block_n / kBoxRows; ++box) {
-      tma_load(shared.b(stage) + box * kBoxRows * kRowBytes, w_map, k, row + box * kBoxPitch, full);
+  for (int box = 0; box < C.block_n / kBoxRows; ++box) {
+    const u32 to = shared.b(stage) + box * kBoxRows * kRowBytes;
+    if constexpr (C.cluster > 1) {
+      tma_load_to(blocks, to, w_map, k, row + box * kBoxPitch, full);
+    } else {
+      tma_load(to, w_map, k, row + box * kBoxPitch, full);
+    }
+  }
+}
+
+// Starts a stage's copies of packed rows and their scales.
+template <HopperConfig C>
+__device__ __forceinline__ void load_rows(const GemmParams& p, const TensorMap& a_map,
+                                          const Shared<C>& shared, int stage, int step,
+                                          const RowTile& tile) {
+  const u32 full = shared.full(stage);
+  const int k = step * step_k(C);
+  tma_load(shared.a(stage), a_map, k, tile.first, full);
+  const int below = tile.first + C.block_m;
+  const bool has_below = blocks_with_rows<C>(tile) == 3;
+  if (has_below) tma_load_to(2, shared.a(stage), a_map, k, below, full);
+  if constexpr (C.scales == Scales::block) {
+    const float* const scales = p.a_scale + static_cast<i64>(step) * p.scale_pitch;
+    bulk_load(shared.scales(stage), scales + tile.first / 4 * 4, scale_bytes(C), full);
+    if (has_below) {
+      bulk_load_to(2, shared.scales(stage), scales + below / 4 * 4, scale_bytes(C), full);
     }
   }
 }
@@ -127,6 +165,11 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
 
   const int thread = threadIdx.x;
   if (!kGather && thread > 0) return;
+  if (C.cluster > 1 && cluster_rank() > 0) {  // the first block loads for both
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    return;
+  }
   const int chunk = thread % 8;
   const int first_row = thread / 8;
   const u32 chunk_at = first_row * kRowBytes + (chunk ^ (first_row & 7)) * 16;
@@ -134,29 +177,29 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
   // that kernel itself waited for the sort before it let this one start.
   if constexpr (kGather) wait_for_previous_kernel();
-  const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const Walk<C> walk(p, rank);
+  const Walk<C> walk(p);
   Tile next{};
   int index = walk.first();
   int ahead = 0;  // stages whose weights are on their way
   if (index < walk.size()) {
     next = walk.find(index);
-    const int row = next.rows.expert * C.size_n + next.column_tile * tile_columns(C);
     ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
     if (thread == 0) {
-      for (int i = 0; i < ahead; ++i) {
-        load_weights<C>(w_map, shared, i, i * step_k(C), row, rank);
-      }
+      for (int i = 0; i < ahead; ++i) load_weights<C>(w_map, shared, i, i, next);
     }
   }
   if constexpr (!kGather) wait_for_previous_kernel();
   if (thread == 0) let_next_kernel_start();
 
+  // Late, so that tickets go out in the order in which tiles begin, but with time to read the list.
+  constexpr int kLast = kSteps<C> - 1;
+  constexpr int kTicketStep = kLast > 5 ? kLast - 5 : 0;
+  constexpr int kFindStep = kLast > 2 ? kLast - 2 : kLast;
   Ring<C.num_stages> ring;
-  for (; index < walk.size(); index += walk.stride()) {
-    const RowTile tile = next.rows;
-    const int column0 = next.column_tile * tile_columns(C);
-    if (index + walk.stride() < walk.size()) next = walk.find(index + walk.stride());
+  int ticket = 0;
+  for (int parity = 0; index < walk.size(); parity ^= 1) {
+    const Tile current = next;
+    const RowTile tile = current.rows;
     u32 row_offset[kGather ? kLoads : 1];  // in 16-byte units: 32 bits reach 64 GiB
     if constexpr (kGather) {
 #pragma unroll
@@ -178,25 +221,20 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         }
       }
     }
-    const int w_row = tile.expert * C.size_n + column0;
     for (int step = 0; step < kSteps<C>; ++step) {
       const int stage = ring.stage;
       const u32 full = shared.full(stage);
-      const int k = step * step_k(C);
       if (ahead > 0) {
         --ahead;
       } else {
         barrier_wait(shared.empty(stage), ring.parity ^ 1);
-        if (thread == 0) load_weights<C>(w_map, shared, stage, k, w_row, rank);
+        if (thread == 0) load_weights<C>(w_map, shared, stage, step, current);
       }
+      if (thread == 0 && step == kTicketStep) ticket = walk.take_ticket();
       if constexpr (!kGather) {
-        tma_load(shared.a(stage), a_map, k, tile.first, full);
-        if constexpr (kBlockScales) {
-          bulk_load(shared.scales(stage),
-                    p.a_scale + static_cast<i64>(step) * p.scale_pitch + tile.first / 4 * 4,
-                    scale_bytes(C), full);
-        }
+        load_rows<C>(p, a_map, shared, stage, step, tile);
       } else {
+        const int k = step * step_k(C);
         const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
         const u8* const source =
             static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
@@ -217,28 +255,30 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         barrier_arrive_after_cp_async(full);
       }
       ring.advance();
+      if (step == kFindStep) {
+        if constexpr (kGather) {
+          if (thread == 0) store_shared(shared.next_index(parity), static_cast<u32>(ticket));
+          warpgroup_sync(kLoadBarrier);
+          index = static_cast<int>(load_shared_u32(shared.next_index(parity)));
+        } else {
+          index = ticket;
+        }
+        if (index < walk.size()) next = walk.find(index);
+      }
     }
   }
-}
-
-__device__ __forceinline__ float load_shared(u32 address) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(value) : "r"(address) : "memory");
-  return value;
-}
-__device__ __forceinline__ uint4 load_shared_16(u32 address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-__device__ __forceinline__ void store_shared(u32 address, u32 value) {
-  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(address), "r"(value) : "memory");
-}
-__device__ __forceinline__ void store_shared(u32 address, u16 value) {
-  asm volatile("st.shared.u16 [%0], %1;\n" ::"r"(address), "h"(value) : "memory");
+  barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
+  if (thread == 0) {
+    const u32 full = shared.full(ring.stage);
+    store_shared_16(shared.tile(ring.stage), 0, 0, -1, 0);
+    barrier_arrive(full);
+    if constexpr (C.cluster > 1) {
+      remote_store_16(in_block(shared.tile(ring.stage), 1), 0, 0, -1, 0, in_block(full, 1));
+      remote_expect_bytes(in_block(full, 1), 16);
+    }
+    walk.leave();
+  }
+  if constexpr (kGather) barrier_arrive(shared.full(ring.stage));
 }
 
 // The largest of the four threads that hold a row.
@@ -285,7 +325,6 @@ struct WeightScales {
   float next[num_chunks(C)];
   __device__ __forceinline__ WeightScales(const GemmParams& p, const Part<C>& part, int expert,
                                           int column0) {
-    if constexpr (C.scales != Scales::block) return;
     const float* const scales =
         p.w_scale + static_cast<i64>(expert) * (C.size_n / kScaleGroup) * kColumns;
 #pragma unroll
@@ -305,64 +344,81 @@ struct WeightScales {
   }
 };
 
-// One stage of the first kWaves times 64 rows. `first`: the sums start here. `scale_row`: where
-// this thread's first row in 64 has its block scale, among those of the stage.
+// One stage of the first kWaves times 64 rows, plainly: starts it and lets it run. `first`: the
+// sums start here.
 template <HopperConfig C, int kWaves>
 __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Shared<C>& shared,
-                                         int stage, const Part<C>& part, bool first, int scale_row,
-                                         const float (&weight_scales)[num_chunks(C)]) {
+                                         int stage, const Part<C>& part, bool first) {
   using Chunk = Wgmma<Sums<C>::kChunkColumns>;
   constexpr int kChunks = num_chunks(C);
-  constexpr int kChunkColumns = Sums<C>::kChunkColumns;
-  constexpr int kPitch = is_fused(C) ? C.block_n / 2 : kChunkColumns;
-  constexpr u64 kChunkStep = kPitch * kRowBytes / 16;
+  constexpr u64 kChunkStep =
+      (is_fused(C) ? C.block_n / 2 : Sums<C>::kChunkColumns) * kRowBytes / 16;
   constexpr u64 kWaveStep = kWarpgroupRows * kRowBytes / 16;
   const u64 a = matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes);
   const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
-
-  if constexpr (C.scales == Scales::block) {
+  wgmma_begin();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      const u32 row_scales = shared.scales(stage) + (scale_row + wave * kWarpgroupRows) * 4;
-      const float low_row = load_shared(row_scales);
-      const float high_row = load_shared(row_scales + 32);
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        float sum[kChunkColumns / 2];
-        wgmma_begin();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          Chunk::e4m3(sum, a + wave * kWaveStep + k * 2, b + c * kChunkStep + k * 2, k > 0);
-        }
-        wgmma_end();
-        const float low = low_row * weight_scales[c];
-        const float high = high_row * weight_scales[c];
-#pragma unroll
-        for (int i = 0; i < kChunkColumns / 2; ++i) {
-          sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * sum[i];
+        const int accumulate = k > 0 || !first;
+        const u64 a_at = a + wave * kWaveStep + k * 2;
+        const u64 b_at = b + c * kChunkStep + k * 2;
+        if constexpr (C.fp8) {
+          Chunk::e4m3(sums[wave].of[c], a_at, b_at, accumulate);
+        } else {
+          Chunk::bf16(sums[wave].of[c], a_at, b_at, accumulate);
         }
       }
     }
-  } else {
-    wgmma_begin();
+  }
+  wgmma_commit();
+}
+
+// The same with block scales: 128 of K into a temporary, which is then scaled into the sums, while
+// the other warpgroups keep the tensor cores busy. (Two temporaries of half the width in turns,
+// which fit the registers too, were slower: narrow WGMMA read the rows too often.) `scale_row`:
+// where this thread's first row in 64 has its scale among those of the stage. `release` is called
+// when the stage has been read.
+template <HopperConfig C, int kWaves, typename Release>
+__device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
+                                                const Shared<C>& shared, int stage,
+                                                const Part<C>& part, int scale_row,
+                                                const float (&weight_scales)[num_chunks(C)],
+                                                Release&& release) {
+  constexpr int kChunks = num_chunks(C);
+  constexpr int kChunkColumns = Sums<C>::kChunkColumns;
+  constexpr u64 kChunkStep = (is_fused(C) ? C.block_n / 2 : kChunkColumns) * kRowBytes / 16;
+  constexpr u64 kWaveStep = kWarpgroupRows * kRowBytes / 16;
+  const u64 a = matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes);
+  const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+  for (int wave = 0; wave < kWaves; ++wave) {
+    const u32 row_scales = shared.scales(stage) + (scale_row + wave * kWarpgroupRows) * 4;
+    const float low_row = load_shared(row_scales);
+    const float high_row = load_shared(row_scales + 32);
 #pragma unroll
-      for (int wave = 0; wave < kWaves; ++wave) {
+    for (int c = 0; c < kChunks; ++c) {
+      float product[kChunkColumns / 2];
+      wgmma_begin();
 #pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-          const int accumulate = k > 0 || !first;
-          const u64 a_at = a + wave * kWaveStep + k * 2;
-          const u64 b_at = b + c * kChunkStep + k * 2;
-          if constexpr (C.fp8) {
-            Chunk::e4m3(sums[wave].of[c], a_at, b_at, accumulate);
-          } else {
-            Chunk::bf16(sums[wave].of[c], a_at, b_at, accumulate);
-          }
-        }
+      for (int k = 0; k < 4; ++k) {
+        Wgmma<kChunkColumns>::e4m3(product, a + wave * kWaveStep + k * 2,
+                                   b + c * kChunkStep + k * 2, k > 0);
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      if (wave == kWaves - 1 && c == kChunks - 1) release();
+      wgmma_results(product);
+      const float low = low_row * weight_scales[c];
+      const float high = high_row * weight_scales[c];
+#pragma unroll
+      for (int i = 0; i < kChunkColumns / 2; ++i) {
+        sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * product[i];
       }
     }
-    wgmma_end();
   }
 }
 
@@ -473,40 +529,50 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const Part<C> part(warpgroup);
 
   wait_for_previous_kernel();
-  const int rank = C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const Walk<C> walk(p, rank);
+  const int next_turn = 1 + (warpgroup + 1) % math_warpgroups(C);
   Ring<C.num_stages> ring;
-  int index = walk.first();
-  int stride = walk.stride();
   if constexpr (C.ping_pong) {
-    index += warpgroup * stride;
-    stride *= math_warpgroups(C);
     for (int i = 0; i < warpgroup; ++i) ring.template advance<kSteps<C>>();
-    if (warpgroup == math_warpgroups(C) - 1) turn_give(1);  // the first turn is the first one's
+    if (next_turn == 1) turn_give(1);  // the first turn is the first one's
   }
-  Combine<C> combine(p);
-  Tile next{};
-  if (index < walk.size()) next = walk.find(index);
-  for (; index < walk.size(); index += stride) {
-    const RowTile tile = next.rows;
-    const int column_tile = next.column_tile;
-    const int column0 = column_tile * tile_columns(C);
-    if (index + stride < walk.size()) next = walk.find(index + stride);
+  for (;;) {
+    // Ping-pong: a barrier tells a phase from the next but not from the one after, so a warpgroup
+    // may only wait for its stages once those of the tile before have been full.
+    if constexpr (C.ping_pong) {
+      turn_wait(1 + warpgroup);
+      if (load_shared_u32(shared.finished()) != 0) {
+        turn_give(next_turn);
+        break;
+      }
+    }
+    barrier_wait(shared.full(ring.stage), ring.parity);
+    const uint4 posted = load_shared_16(shared.tile(ring.stage));
+    const RowTile tile{static_cast<int>(posted.x), static_cast<int>(posted.y),
+                       static_cast<int>(posted.z), 0};
+    if (tile.num_rows < 0) {
+      if constexpr (C.ping_pong) {
+        store_shared(shared.finished(), 1u);
+        turn_give(next_turn);
+      }
+      break;
+    }
+    const int column0 = static_cast<int>(posted.w) * tile_columns(C);
+    const auto release = [&](int stage) {
+      if (lane != 0) return;
+      if constexpr (C.cluster > 1) {
+        remote_arrive(in_block(shared.empty(stage), 0));
+      } else {
+        barrier_arrive(shared.empty(stage));
+      }
+    };
     const auto run = [&]<typename Step>(Step&& step) {
-      // A barrier tells a phase from the next but not from the one after, so a warpgroup may only
-      // wait for its stages once those of the tile before have been full.
-      if constexpr (C.ping_pong) turn_wait(1 + warpgroup);
 #pragma unroll 1
       for (int i = 0; i < kSteps<C>; ++i) {
         barrier_wait(shared.full(ring.stage), ring.parity);
         if constexpr (C.ping_pong) {
-          if (i == kSteps<C> - 1) turn_give(1 + (warpgroup + 1) % math_warpgroups(C));
+          if (i == kSteps<C> - 1) turn_give(next_turn);
         }
         step(i);
-        if (lane == 0) barrier_arrive(shared.empty(ring.stage));
-        if constexpr (C.cluster > 1) {
-          if (lane == 0) barrier_arrive_at(shared.empty(ring.stage), rank ^ 1);
-        }
         ring.advance();
       }
       if constexpr (C.ping_pong) {
@@ -514,8 +580,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
       }
     };
     if (part.row0 >= tile.num_rows) {  // nothing here for these warps
-      run([](int) {});
-      combine.after_tile(column_tile, walk.row_tiles);
+      run([&](int) { release(ring.stage); });
       continue;
     }
     float scale[kWaves][2];
@@ -538,35 +603,50 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     }
     // cp.async's writes are complete when the barrier says so; as in CUTLASS's cp.async main loops
     // no proxy fence follows (it would be a MEMBAR a stage).
-    const int scale_row = part.row0 + lane_row + (C.top_k > 0 ? 0 : tile.first % 4);
-    [[maybe_unused]] WeightScales<C> weight_scales(p, part, tile.expert, column0);
-    const auto all = [&](int i) {
-      float weights[num_chunks(C)];
-      if constexpr (C.scales == Scales::block) weight_scales.take(weights, i);
-      multiply<C, kWaves>(sums, shared, ring.stage, part, i == 0, scale_row, weights);
-    };
-    const auto first_wave = [&](int i) {
-      float weights[num_chunks(C)];
-      if constexpr (C.scales == Scales::block) weight_scales.take(weights, i);
-      multiply<C, 1>(sums, shared, ring.stage, part, i == 0, scale_row, weights);
+    const auto run_waves = [&]<int kCount>() {
+      if constexpr (C.scales == Scales::block) {
+        const int scale_row = part.row0 + lane_row + (C.top_k > 0 ? 0 : tile.first % 4);
+        WeightScales<C> weight_scales(p, part, tile.expert, column0);
+        run([&](int i) {
+          float weights[num_chunks(C)];
+          weight_scales.take(weights, i);
+          multiply_scaled<C, kCount>(sums, shared, ring.stage, part, scale_row, weights,
+                                     [&] { release(ring.stage); });
+        });
+      } else {
+        // A step's multiplications run on while the next one's are started.
+        int before = 0;
+        run([&](int i) {
+          multiply<C, kCount>(sums, shared, ring.stage, part, i == 0);
+          if (i > 0) {
+            wgmma_wait<1>();
+            release(before);
+          }
+          before = ring.stage;
+        });
+        wgmma_wait<0>();
+        release(before);
+#pragma unroll
+        for (int wave = 0; wave < kCount; ++wave) {
+#pragma unroll
+          for (int c = 0; c < num_chunks(C); ++c) wgmma_results(sums[wave].of[c]);
+        }
+      }
     };
     if constexpr (kWaves > 1) {
       if (tile.num_rows <= kWarpgroupRows) {
-        run(first_wave);
+        run_waves.template operator()<1>();
         store_rows_of_tile<C>(sums[0], p, staging, tile, 0, column0 + part.column, scale[0]);
-        combine.after_tile(column_tile, walk.row_tiles);
         continue;
       }
     }
-    run(all);
+    run_waves.template operator()<kWaves>();
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
       store_rows_of_tile<C>(sums[wave], p, staging, tile, part.row0 + wave * kWarpgroupRows,
                             column0 + part.column, scale[wave]);
     }
-    combine.after_tile(column_tile, walk.row_tiles);
   }
-  combine.after_all(walk.row_tiles);
 }
 
 template <HopperConfig C>
@@ -580,6 +660,7 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   const Shared<C> shared{smem_address(smem)};
   if (threadIdx.x == 0) {
     if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
+    store_shared(shared.finished(), 0u);
     prefetch_tensor_map(w_map);
     if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
     for (int stage = 0; stage < C.num_stages; ++stage) {

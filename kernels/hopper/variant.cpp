@@ -57,16 +57,13 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
-      {"GROUP_SIZE_M", {1, 4, 8, 16}, 1, "row tiles walked together before the next column tile"},
+      {"GROUP_SIZE_M", {1, 4, 16}, 1, "an expert's row tiles walked together, at most"},
       {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"}};
   if (stage == Stage::gemm1) {
     space.parameters.push_back(
         {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
     space.parameters.push_back(
         {"GATHER", {0, 1}, 1, "1: the GEMM gathers its rows, 0: a kernel packs them before"});
-  } else {
-    space.parameters.push_back(
-        {"FUSE_COMBINE", {0, 1}, 0, "1: the GEMM ends with the weighted sum, 0: its own kernel"});
   }
 
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
@@ -94,14 +91,9 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (p.at("CLUSTER_SIZE") > 1 && p.at("BLOCKS_PER_SM") > 1) {
       return "clusters take a multiprocessor a block";
     }
-    return {};
-  });
-  rule("combine", [problem](const Point& p) -> Violation {
-    if (p.value_or("FUSE_COMBINE", 0) == 0) return {};
-    if (p.at("ORDER") == 0)
-      return "FUSE_COMBINE takes one column of tiles after the other: ORDER 1";
-    if (p.at("CLUSTER_SIZE") > 1) return "FUSE_COMBINE waits for all blocks, clusters may not fit";
-    if (problem.shape.top_k > 16) return "FUSE_COMBINE sums at most 16 experts a token";
+    if (p.at("CLUSTER_SIZE") > 1 && p.value_or("GATHER", 0) == 1) {
+      return "a cluster's first block loads for both: rows must lie packed, GATHER 0";
+    }
     return {};
   });
   rule("wgmma", [problem, stage](const Point& p) -> Violation {
@@ -156,7 +148,6 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
     if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
-    if (p.value_or("FUSE_COMBINE", 0) == 1) return {};
     if (mean_rows(problem) <= p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE")) {
       return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
                          mean_rows(problem));
@@ -217,9 +208,9 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
               ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
               "{}, .fp8 "
               "= {}, .scales = moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
-              ".size_k = {}, .top_k = {}, .combine = {}}}>",
+              ".size_k = {}, .top_k = {}}}>",
               c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
-              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k, c.combine)},
+              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k)},
           {}};
 }
 
@@ -235,7 +226,6 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
           .fp8 = c.fp8 == 1,
           .output = c.output,
           .gathers = c.top_k > 0,
-          .combines = c.combine > 0,
           .blocks_per_sm = c.blocks_per_sm,
           .cluster = c.cluster,
           .w_box_rows = weight_box_rows(c),
@@ -277,6 +267,7 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                      static_cast<double>(c.block_n) / c.cluster) *
                     kRowBytes / kL2BytesPerClock;
   double step = std::max(tensor + drain + scaling, l2);
+  if (c.top_k > 0) step *= c.fp8 ? 1.06 : 1.1;  // rows gathered 16 bytes at a time
   if (c.num_stages < 4 && !two_blocks) step += 30 * (4 - c.num_stages);
 
   const double out_bytes = c.output == Output::swiglu_fp8 ? 1 : 2;
@@ -326,21 +317,19 @@ HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& poi
   const Scales scales = !fp8                                 ? Scales::none
                         : problem.dtype == Dtype::fp8_tensor ? Scales::tensor
                                                              : Scales::block;
-  HopperConfig c{
-      .block_m = point.at("BLOCK_SIZE_M"),
-      .block_n = point.at("BLOCK_SIZE_N"),
-      .num_warps = point.at("NUM_WARPS"),
-      .ping_pong = point.at("PING_PONG"),
-      .cluster = point.at("CLUSTER_SIZE"),
-      .num_stages = point.at("NUM_STAGES"),
-      .blocks_per_sm = point.at("BLOCKS_PER_SM"),
-      .fp8 = fp8 ? 1 : 0,
-      .scales = scales,
-      .output = Output::bf16,
-      .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
-      .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
-      .top_k = gathers ? narrow(shape.top_k) : 0,
-      .combine = !first && point.value_or("FUSE_COMBINE", 0) == 1 ? narrow(shape.top_k) : 0};
+  HopperConfig c{.block_m = point.at("BLOCK_SIZE_M"),
+                 .block_n = point.at("BLOCK_SIZE_N"),
+                 .num_warps = point.at("NUM_WARPS"),
+                 .ping_pong = point.at("PING_PONG"),
+                 .cluster = point.at("CLUSTER_SIZE"),
+                 .num_stages = point.at("NUM_STAGES"),
+                 .blocks_per_sm = point.at("BLOCKS_PER_SM"),
+                 .fp8 = fp8 ? 1 : 0,
+                 .scales = scales,
+                 .output = Output::bf16,
+                 .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
+                 .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
+                 .top_k = gathers ? narrow(shape.top_k) : 0};
   if (first && point.value_or("FUSE_SWIGLU", 0) == 1) {
     // The epilogue quantises too where a warpgroup holds whole scale groups.
     const bool quantises =

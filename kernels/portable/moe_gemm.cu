@@ -50,8 +50,12 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   const int warp_m = warp / kWarpsN;
   const int warp_n = warp % kWarpsN;
 
-  wait_for_previous_kernel();
-  let_next_kernel_start();
+  // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
+  // that kernel itself waited for the sort before it let this one start.
+  if constexpr (C.top_k > 0) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+  }
 
   // Which tile. Blocks beyond the tiles that this routing has leave at once.
   const int block = blockIdx.x;
@@ -146,30 +150,25 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   const u32 smem_base = smem_address(smem);
   const u32 store_a = load_row * kRowBytes + swizzle<kChunks>(load_row, load_chunk) * 16;
 
-  const auto load_step = [&](int step, int stage) {
+  const auto in_k = [&](int k) {
+    return C.size_k % C.block_k == 0 || k + load_chunk * (16 / kElement) < C.size_k;
+  };
+  // Rows, and all scales.
+  const auto load_rows = [&](int step, int stage) {
     const u32 a_stage = smem_base + stage * stage_bytes(C);
-    const u32 b_stage = a_stage + C.block_m * kRowBytes;
     const int k = (step_begin + step) * C.block_k;
-    const bool in_k = C.size_k % C.block_k == 0 || k + load_chunk * (16 / kElement) < C.size_k;
+    const bool valid_k = in_k(k);
     const i64 k_bytes = static_cast<i64>(k) * kElement;
 #pragma unroll
     for (int i = 0; i < kALoads; ++i) {
       if (C.block_m % kLoadRows != 0 && load_row + i * kLoadRows >= C.block_m) continue;
       // kLoadRows is a multiple of 8, so the swizzle of row + i * kLoadRows is that of row.
       cp_async_16(a_stage + store_a + i * kLoadRows * kRowBytes,
-                  a_base + static_cast<i64>(a_offset[i]) * 16 + (in_k ? k_bytes : 0),
-                  a_valid[i] && in_k);
-    }
-#pragma unroll
-    for (int i = 0; i < kBLoads; ++i) {
-      const int r = load_row + i * kLoadRows;
-      const bool valid = in_k && column_valid(r);
-      const i64 row_offset = static_cast<i64>(weight_row(r) - weight_row(load_row)) * kRowPitch;
-      cp_async_16(b_stage + store_a + i * kLoadRows * kRowBytes,
-                  w_base + (valid ? row_offset + k_bytes : 0), valid);
+                  a_base + static_cast<i64>(a_offset[i]) * 16 + (valid_k ? k_bytes : 0),
+                  a_valid[i] && valid_k);
     }
     if constexpr (kBlockScales) {
-      const u32 scales = b_stage + C.block_n * kRowBytes;
+      const u32 scales = a_stage + (C.block_m + C.block_n) * kRowBytes;
 #pragma unroll
       for (int i = 0; i < kScaleLoads; ++i) {
         const int item = thread + i * kThreads;
@@ -184,6 +183,20 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
                      scale_valid[i] && (kScaleGroups == 1 || column < kScaleColumns));
         }
       }
+    }
+  };
+
+  const auto load_weights = [&](int step, int stage) {
+    const u32 b_stage = smem_base + stage * stage_bytes(C) + C.block_m * kRowBytes;
+    const int k = (step_begin + step) * C.block_k;
+    const bool valid_k = in_k(k);
+#pragma unroll
+    for (int i = 0; i < kBLoads; ++i) {
+      const int r = load_row + i * kLoadRows;
+      const bool valid = valid_k && column_valid(r);
+      const i64 row_offset = static_cast<i64>(weight_row(r) - weight_row(load_row)) * kRowPitch;
+      cp_async_16(b_stage + store_a + i * kLoadRows * kRowBytes,
+                  w_base + (valid ? row_offset + static_cast<i64>(k) * kElement : 0), valid);
     }
   };
 
@@ -316,7 +329,15 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 
 #pragma unroll
   for (int s = 0; s < C.num_stages - 1; ++s) {
-    if (s < num_steps) load_step(s, s);
+    if (s < num_steps) load_weights(s, s);
+  }
+  if constexpr (C.top_k == 0) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+  }
+#pragma unroll
+  for (int s = 0; s < C.num_stages - 1; ++s) {
+    if (s < num_steps) load_rows(s, s);
     cp_async_commit();
   }
   int read_stage = 0;
@@ -324,7 +345,10 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   for (int step = 0; step < num_steps; ++step) {
     cp_async_wait<C.num_stages - 2>();
     __syncthreads();
-    if (step + C.num_stages - 1 < num_steps) load_step(step + C.num_stages - 1, write_stage);
+    if (step + C.num_stages - 1 < num_steps) {
+      load_weights(step + C.num_stages - 1, write_stage);
+      load_rows(step + C.num_stages - 1, write_stage);
+    }
     cp_async_commit();
     const u32 stage = smem_base + read_stage * stage_bytes(C);
     const auto compute = [&]<bool kAll>() {

@@ -2,7 +2,6 @@
 //
 // Sorting groups slots by expert without padding and lists, for up to two tile heights at once
 // (GEMM1's and GEMM2's), the row tiles.
-#include "common/combine.cuh"
 #include "common/params.hpp"
 #include "common/ptx.cuh"
 
@@ -112,6 +111,20 @@ __device__ __forceinline__ float group_max(float value) {
   return value;
 }
 
+// Eight bf16 values a thread.
+__device__ __forceinline__ void load_8(const u16* source, float (&v)[8]) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(source);
+  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = bf16_low(words[i]);
+    v[2 * i + 1] = bf16_high(words[i]);
+  }
+}
+__device__ __forceinline__ void store_8(u16* target, const float (&v)[8]) {
+  *reinterpret_cast<uint4*>(target) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                                 pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
 __device__ __forceinline__ void store_8_e4m3(u8* target, const float (&v)[8], float inverse) {
   u32 words[2];
 #pragma unroll
@@ -323,37 +336,47 @@ __global__ void __launch_bounds__(kMaxThreads) sort_place(const SortParams p) {
   }
 }
 
-// The weighted sum in a launch of its own: sums in order of k and of splits. Positions and weights
-// were written before the kernel whose output this sums started.
+// out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]], summed in order of k and of splits.
+// Positions and weights were written before the kernel that wrote y started, so they are read
+// before the wait.
+template <int kTopK>
 __global__ void __launch_bounds__(256) combine(const CombineParams p) {
   const int per_row = p.columns / 8;
   const i64 index = static_cast<i64>(blockIdx.x) * 256 + threadIdx.x;
   const int token = static_cast<int>(index / per_row);
   const int column = static_cast<int>(index % per_row) * 8;
+  int rows[kTopK];
+  float weights[kTopK];
+  if (token < p.num_tokens) {
+#pragma unroll
+    for (int k = 0; k < kTopK; ++k) {
+      rows[k] = load_past_l1(p.positions + static_cast<i64>(token) * kTopK + k);
+      weights[k] = __ldg(p.topk_weights + static_cast<i64>(token) * kTopK + k);
+    }
+  }
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (token >= p.num_tokens) return;
-  if (p.splits == 0) {
-    combine_8<0>(p, token, column);
-    return;
-  }
   float sum[8] = {};
-  const i64 slots = static_cast<i64>(p.num_tokens) * p.top_k;
-  for (int k = 0; k < p.top_k; ++k) {
-    const i64 slot = static_cast<i64>(token) * p.top_k + k;
-    const float weight = p.topk_weights[slot];
-    const i64 row = p.positions[slot];
+  const i64 slots = static_cast<i64>(p.num_tokens) * kTopK;
+#pragma unroll
+  for (int k = 0; k < kTopK; ++k) {
+    const i64 row = rows[k];
     float v[8] = {};
-    for (int s = 0; s < p.splits; ++s) {
-      const float4* const source = reinterpret_cast<const float4*>(
-          static_cast<const float*>(p.y) + (s * slots + row) * p.columns + column);
-      const float4 a = source[0];
-      const float4 b = source[1];
-      v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
-      v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+    if (p.splits == 0) {
+      load_8(static_cast<const u16*>(p.y) + row * p.columns + column, v);
+    } else {
+      for (int s = 0; s < p.splits; ++s) {
+        const float4* const source = reinterpret_cast<const float4*>(
+            static_cast<const float*>(p.y) + (s * slots + row) * p.columns + column);
+        const float4 a = source[0];
+        const float4 b = source[1];
+        v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
+        v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+      }
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] += weight * v[i];
+    for (int i = 0; i < 8; ++i) sum[i] += weights[k] * v[i];
   }
   store_8(static_cast<u16*>(p.out) + static_cast<i64>(token) * p.columns + column, sum);
 }

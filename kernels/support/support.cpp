@@ -21,11 +21,17 @@ std::string sort_expression(bool quantises, Dtype fp8_dtype) {
                                                                        : "block");
 }
 
-KernelSource small_kernels(Dtype dtype) {
-  KernelSource source{"support/small_kernels.cu",
-                      {sort_expression(false, dtype), sort_expression(true, dtype),
-                       "moetune::sort_count", "moetune::sort_place", "moetune::combine"},
-                      {}};
+std::string combine_expression(std::int64_t top_k) {
+  return fmt::format("moetune::combine<{}>", top_k);
+}
+
+KernelSource small_kernels(const Problem& problem) {
+  const Dtype dtype = problem.dtype;
+  KernelSource source{
+      "support/small_kernels.cu",
+      {sort_expression(false, dtype), sort_expression(true, dtype), "moetune::sort_count",
+       "moetune::sort_place", combine_expression(problem.shape.top_k)},
+      {}};
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
   }
@@ -50,7 +56,7 @@ KernelSource reference_kernels() {
 }
 
 std::vector<KernelSource> support_sources(const Problem& problem) {
-  return {small_kernels(problem.dtype), reference_kernels()};
+  return {small_kernels(problem), reference_kernels()};
 }
 
 }  // namespace moetune

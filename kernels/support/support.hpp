@@ -17,8 +17,11 @@ std::string activate_expression(ActivateInput input, ActivateOutput output);
 // The one-launch sort; in fp8 its further blocks quantise x.
 std::string sort_expression(bool quantises, Dtype fp8_dtype);
 
-// Every kernel of small_kernels.cu that a dtype needs, and the reference's.
-KernelSource small_kernels(Dtype dtype);
+// The weighted sum of top_k rows a token.
+std::string combine_expression(std::int64_t top_k);
+
+// Every kernel of small_kernels.cu that a problem needs, and the reference's.
+KernelSource small_kernels(const Problem& problem);
 KernelSource reference_kernels();
 std::vector<KernelSource> support_sources(const Problem& problem);
 

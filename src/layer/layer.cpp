@@ -71,7 +71,7 @@ GemmStep gemm_step(const Problem& problem, const Step& step, cudaKernel_t kernel
 Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& compiler)
     : gpu_(gpu),
       problem_(problem),
-      small_(*must_compile(compiler, small_kernels(problem.dtype))),
+      small_(*must_compile(compiler, small_kernels(problem))),
       judge_(*must_compile(compiler, reference_kernels())),
       overlap_(gpu.cc() >= 90) {
   const LayerShape& s = problem.shape;
@@ -113,6 +113,8 @@ Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& co
              weights_.w13_scale);
     quantise(weights_.w2, s.hidden_size, s.intermediate_size, weights_.w2_q, weights_.w2_scale);
   }
+  tickets_ = Buffer(bytes(4, 4));
+  check_cuda(cudaMemsetAsync(tickets_.get(), 0, tickets_.size(), stream_.get()), "memset");
   stream_.synchronize();
 }
 
@@ -188,11 +190,6 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   if (stage != Stage::gemm1) {
     const GemmLaunch& c = gemm2->shape;
     y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
-    if (c.combines && arrivals_.size() == 0) {
-      const std::int64_t most_columns = (s.hidden_size + 31) / 32;
-      arrivals_ = Buffer(bytes(most_columns + 1, 4));
-      check_cuda(cudaMemsetAsync(arrivals_.get(), 0, arrivals_.size(), stream_.get()), "memset");
-    }
     out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
   }
 }
@@ -267,19 +264,6 @@ ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int
   return p;
 }
 
-CombineParams Layer::combine_params(const GemmStep& gemm2, const TokenBatch& batch,
-                                    int routing) const {
-  const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
-  return {y_.get(),
-          r.sorted.positions.get<int>(),
-          r.topk_weights.get<float>(),
-          out_.get(),
-          narrow(batch.problem.num_tokens),
-          narrow(problem_.shape.top_k),
-          narrow(problem_.shape.hidden_size),
-          gemm2.shape.output == Output::partial ? gemm2.shape.split_k : 0};
-}
-
 void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
   const LayerShape& s = problem_.shape;
   const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
@@ -305,9 +289,8 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
     p.w = (c.fp8 ? weights_.w2_q : weights_.w2).get();
     p.w_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr;
     p.out = y_.get();
-    if (c.combines) p.combine = combine_params(step, batch, routing);
-    p.arrivals = arrivals_.get<int>();
   }
+  p.tickets = tickets_.get<int>() + 2 * which;
   p.sorted_slots = sorted.sorted_slots.get<int>();
   p.tiles = sorted.tiles[which].get<RowTile>();
   p.num_tiles = sorted.num_tiles.get<int>() + which;
@@ -389,10 +372,18 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   }
   if (stage != Stage::gemm1) {
     gemm(Stage::gemm2, *gemm2, batch, routing);
-    if (gemm2->shape.combines) return;
-    const CombineParams p = combine_params(*gemm2, batch, routing);
+    const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
+    const CombineParams p{y_.get(),
+                          r.sorted.positions.get<int>(),
+                          r.topk_weights.get<float>(),
+                          out_.get(),
+                          narrow(batch.problem.num_tokens),
+                          narrow(s.top_k),
+                          narrow(s.hidden_size),
+                          gemm2->shape.output == Output::partial ? gemm2->shape.split_k : 0};
     const std::int64_t threads = batch.problem.num_tokens * s.hidden_size / 8;
-    launch(stream_, small_.kernel("moetune::combine"), shape((threads + 255) / 256, 256), p);
+    launch(stream_, small_.kernel(combine_expression(s.top_k)), shape((threads + 255) / 256, 256),
+           p);
   }
 }
 

@@ -115,7 +115,6 @@ class Layer {
   // x to fp8, or copied to the slots' positions, or both.
   ActivateParams x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const;
   std::int64_t activate_blocks(const ActivateParams& params, int threads) const;
-  CombineParams combine_params(const GemmStep& gemm2, const TokenBatch& batch, int routing) const;
   LaunchShape shape(std::int64_t grid, unsigned threads) const;
 
   Gpu gpu_;
@@ -131,7 +130,7 @@ class Layer {
   Buffer activation_, activation_q_, activation_scale_;  // [slots, I], packed
   Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
   Buffer out_;                                           // bf16 [T, H]
-  Buffer arrivals_;                                      // GEMM2's counters, 0 between launches
+  Buffer tickets_;                                       // of both GEMMs, 0 between launches
 };
 
 // Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.

@@ -1,0 +1,57 @@
+// What the modes of `moe-tune bench` share, and the modes that have files of their own.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/bench_plans.hpp"
+#include "cli/cache_dir.hpp"
+#include "cli/problem_options.hpp"
+#include "report/bench_report.hpp"
+
+namespace moetune {
+
+struct JourneyModeOptions {
+  bool chosen = false;
+  double memory_limit_gb = 8;  // for level 1's gathered weights
+  double budget_s = 10;        // for timing one slow level
+  std::string figure;          // SVG
+};
+
+struct BenchOptions {
+  ProblemOptions problem;  // its model is a comma-separated list
+  PlanOptions plans;
+  std::vector<std::int64_t> token_counts = default_token_counts();
+  std::string device = "auto";
+  std::string compare;
+  std::string out;
+  std::string commit;
+  std::string records_dir = "results";
+  std::string cache_dir = default_cache_dir();
+  int num_jobs = 0;
+  bool json = false;
+  JourneyModeOptions journey;
+};
+
+// One model and what is to be timed of it.
+struct BenchLayer {
+  std::string name;  // with its shard
+  Problem problem;   // at the largest token count
+  std::vector<ChosenPlan> plans;
+};
+
+// A layer for each model of the list. Throws as ProblemOptions::make() and choose_plans() do.
+std::vector<BenchLayer> choose_layers(const BenchOptions& options, const Gpu& gpu);
+// The modes that measure in this process, without a search's child. Throws Error(device) where
+// there is no GPU or --device names an offline one, saying that `mode` needs one.
+DeviceChoice choose_real_device(const BenchOptions& options, const char* mode);
+BenchRun make_run(const BenchOptions& options, const Gpu& gpu, const Problem& problem);
+void print_json(const nlohmann::ordered_json& json);
+
+void add_journey_options(CLI::App& command, JourneyModeOptions& options);
+int bench_journey(const BenchOptions& options);
+
+}  // namespace moetune

@@ -100,6 +100,7 @@ void print(const BenchOptions& options, const BenchRun& run, const std::vector<B
 
 int bench(const BenchOptions& options) {
   if (options.journey.chosen) return bench_journey(options);
+  if (options.serving.chosen) return bench_serving(options);
   // Checked before anything is measured: what is wrong should show at once.
   const DeviceChoice device = choose_device(options.device);
   const std::vector<BenchLayer> layers = choose_layers(options, device.gpu);
@@ -134,6 +135,7 @@ void add_bench(CLI::App& app, Run& run) {
   moe-tune bench --model deepseek-v3 --tp 8 --dtype fp8_block --out layers.json
   moe-tune bench --model mixtral-8x7b --gemm1 BLOCK_SIZE_M=16,NUM_STAGES=4 --gemm2 BLOCK_SIZE_M=16
   moe-tune bench --journey --model mixtral-8x7b --tokens 2048,8192 --figure journey.svg
+  moe-tune bench --serving --model qwen3-30b-a3b --concurrency 8,32,128
 
 Every layer is first compared with the reference. Exit codes: 0 good; 1 a layer could not be timed or
 was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable device.)");
@@ -200,7 +202,11 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
       ->check(integer_from(0));
   command->add_flag("--json", options->json, "Print JSON");
   add_journey_options(*command, options->journey);
-  command->get_option("--compare")->excludes("--journey");
+  add_serving_options(*command, options->serving);
+  // Steps have as many tokens as they come to.
+  command->get_option("--serving")->excludes("--journey")->excludes("--tokens");
+  for (const char* mode : {"--journey", "--serving"})
+    command->get_option("--compare")->excludes(mode);
   command->callback([&run, options] { run = [options] { return bench(*options); }; });
 }
 

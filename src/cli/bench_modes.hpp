@@ -21,6 +21,25 @@ struct JourneyModeOptions {
   std::string figure;          // SVG
 };
 
+struct ServingModeOptions {
+  bool chosen = false;
+  std::vector<std::int64_t> concurrencies = {8, 32, 128};
+  double rate_per_s = 0;  // 0: from `load`
+  double load = 0.8;
+  double duration_s = 60;
+  std::int64_t prompt_tokens = 512;
+  std::int64_t output_tokens = 128;
+  std::string trace;
+  std::int64_t token_budget = 2048;
+  int num_layers = 32;
+  int num_launched = 8;
+  int num_repeats = 3;
+  double timeout_s = 30;
+  double first_token_s = 2;
+  double time_per_token_ms = 100;
+  bool reuse_step_times = false;
+};
+
 struct BenchOptions {
   ProblemOptions problem;  // its model is a comma-separated list
   PlanOptions plans;
@@ -34,6 +53,7 @@ struct BenchOptions {
   int num_jobs = 0;
   bool json = false;
   JourneyModeOptions journey;
+  ServingModeOptions serving;
 };
 
 // One model and what is to be timed of it.
@@ -53,5 +73,8 @@ void print_json(const nlohmann::ordered_json& json);
 
 void add_journey_options(CLI::App& command, JourneyModeOptions& options);
 int bench_journey(const BenchOptions& options);
+
+void add_serving_options(CLI::App& command, ServingModeOptions& options);
+int bench_serving(const BenchOptions& given);
 
 }  // namespace moetune

@@ -3,6 +3,8 @@
 
 #include "bench/journey.hpp"
 #include "bench/loaded_plan.hpp"
+#include "bench/step_timer.hpp"
+#include "core/error.hpp"
 #include "cuda/device.hpp"
 #include "layer/reference.hpp"
 #include "measure/check.hpp"
@@ -88,4 +90,25 @@ TEST_CASE("levels: rows padded to a block, and to the fullest expert, give the s
       CHECK(judge_deviation(deviation, tolerance(false)) == "");
     }
   }
+}
+
+TEST_CASE("step timer: steps are launched or reused, padded up, and refuse more than was planned") {
+  const Gpu gpu = list_gpus().at(0);
+  const Problem problem = small_problem(64);
+  Compiler compiler(arch_name(gpu), "", 0);
+  Layer layer(gpu, problem, false, compiler);
+  const auto batch = layer.make_batch(problem, 2);
+  const Plan plan = reference_plan(gpu, problem);
+  const std::vector<CountPlan> plans = {{1, plan}, {8, plan}, {64, plan}};
+  StepTimer launched(gpu, layer, *batch, plans, compiler, {4, 2, false});
+  StepTimer reused(gpu, layer, *batch, plans, compiler, {4, 2, true});
+  CHECK(launched.step_s(5) > 0);
+  CHECK(launched.step_s(64) > 0);
+  const std::int64_t before = launched.num_launches();
+  launched.step_s(64);
+  CHECK(launched.num_launches() == before + 1);
+  const double once = reused.step_s(8);
+  CHECK(once > 0);
+  CHECK(reused.step_s(3) == once);
+  CHECK_THROWS_AS(launched.step_s(65), Error);
 }

@@ -69,6 +69,10 @@ KernelSource journey_kernels() {
           {}};
 }
 
+KernelSource quantise_kernels() {
+  return {"journey/quantise.cu", {"moetune_journey::quantise_blocks"}, {}};
+}
+
 Levels::Levels(const Gpu& gpu, Layer& layer, const std::string& cache_dir,
                double memory_limit_bytes)
     : layer_(layer),

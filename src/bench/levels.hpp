@@ -18,6 +18,7 @@ namespace moetune {
 // it. Part of the bench module.
 std::span<const EmbeddedFile> embedded_journey();
 KernelSource journey_kernels();
+KernelSource quantise_kernels();  // sm_89 and later
 
 class Levels {
  public:

@@ -101,6 +101,7 @@ void print(const BenchOptions& options, const BenchRun& run, const std::vector<B
 int bench(const BenchOptions& options) {
   if (options.journey.chosen) return bench_journey(options);
   if (options.serving.chosen) return bench_serving(options);
+  if (options.techniques) return bench_techniques(options);
   // Checked before anything is measured: what is wrong should show at once.
   const DeviceChoice device = choose_device(options.device);
   const std::vector<BenchLayer> layers = choose_layers(options, device.gpu);
@@ -136,6 +137,7 @@ void add_bench(CLI::App& app, Run& run) {
   moe-tune bench --model mixtral-8x7b --gemm1 BLOCK_SIZE_M=16,NUM_STAGES=4 --gemm2 BLOCK_SIZE_M=16
   moe-tune bench --journey --model mixtral-8x7b --tokens 2048,8192 --figure journey.svg
   moe-tune bench --serving --model qwen3-30b-a3b --concurrency 8,32,128
+  moe-tune bench --techniques --model mixtral-8x7b --tokens 1,256,4096
 
 Every layer is first compared with the reference. Exit codes: 0 good; 1 a layer could not be timed or
 was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable device.)");
@@ -203,9 +205,16 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
   command->add_flag("--json", options->json, "Print JSON");
   add_journey_options(*command, options->journey);
   add_serving_options(*command, options->serving);
+  command
+      ->add_flag("--techniques", options->techniques,
+                 "Techniques one by one, in pairs: tile order, split-K, fused SwiGLU, padding, fp8 "
+                 "weights; bf16, on a GPU")
+      ->excludes("--serving")
+      ->excludes("--journey")
+      ->group("Techniques");
   // Steps have as many tokens as they come to.
   command->get_option("--serving")->excludes("--journey")->excludes("--tokens");
-  for (const char* mode : {"--journey", "--serving"})
+  for (const char* mode : {"--journey", "--serving", "--techniques"})
     command->get_option("--compare")->excludes(mode);
   command->callback([&run, options] { run = [options] { return bench(*options); }; });
 }

@@ -54,6 +54,7 @@ struct BenchOptions {
   bool json = false;
   JourneyModeOptions journey;
   ServingModeOptions serving;
+  bool techniques = false;
 };
 
 // One model and what is to be timed of it.
@@ -76,5 +77,7 @@ int bench_journey(const BenchOptions& options);
 
 void add_serving_options(CLI::App& command, ServingModeOptions& options);
 int bench_serving(const BenchOptions& given);
+
+int bench_techniques(const BenchOptions& options);
 
 }  // namespace moetune

@@ -4,6 +4,7 @@
 #include "bench/journey.hpp"
 #include "bench/loaded_plan.hpp"
 #include "bench/step_timer.hpp"
+#include "bench/techniques.hpp"
 #include "core/error.hpp"
 #include "cuda/device.hpp"
 #include "layer/reference.hpp"
@@ -88,6 +89,28 @@ TEST_CASE("levels: rows padded to a block, and to the fullest expert, give the s
           compare(layer, levels.result(), nullptr, batch->reference[0]->out.get<float>(),
                   problem.num_tokens, problem.shape.hidden_size);
       CHECK(judge_deviation(deviation, tolerance(false)) == "");
+    }
+  }
+}
+
+TEST_CASE("techniques: every side of every pair is right") {
+  const Gpu gpu = list_gpus().at(0);
+  Problem problem;
+  problem.shape = {"small", 8, 2, 512, 256};
+  problem.num_tokens = 100;
+  Techniques techniques(gpu, problem, "");
+  TechniqueRow row;
+  row.problem = problem;
+  techniques.run(row, reference_plan(gpu, problem), reference_plan(gpu, problem));
+  CHECK(row.pairs.size() == 6);
+  for (const TechniquePair& pair : row.pairs) {
+    for (const TechniqueSide* side : {&pair.without, &pair.with}) {
+      CAPTURE(pair.name);
+      CAPTURE(side->label);
+      CAPTURE(side->reason);
+      if (side->status == LevelStatus::skipped) continue;
+      CHECK(side->status == LevelStatus::ok);
+      CHECK(side->timing.median_us > 0);
     }
   }
 }

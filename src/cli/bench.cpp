@@ -102,6 +102,7 @@ int bench(const BenchOptions& options) {
   if (options.journey.chosen) return bench_journey(options);
   if (options.serving.chosen) return bench_serving(options);
   if (options.techniques) return bench_techniques(options);
+  if (options.mxfp8) return bench_mxfp8(options);
   // Checked before anything is measured: what is wrong should show at once.
   const DeviceChoice device = choose_device(options.device);
   const std::vector<BenchLayer> layers = choose_layers(options, device.gpu);
@@ -212,9 +213,16 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
       ->excludes("--serving")
       ->excludes("--journey")
       ->group("Techniques");
+  command
+      ->add_flag("--mxfp8", options->mxfp8,
+                 "Quantising a layer's inputs to MXFP8, beside a copy of as many bytes; on a GPU")
+      ->excludes("--techniques")
+      ->excludes("--serving")
+      ->excludes("--journey")
+      ->group("Techniques");
   // Steps have as many tokens as they come to.
   command->get_option("--serving")->excludes("--journey")->excludes("--tokens");
-  for (const char* mode : {"--journey", "--serving", "--techniques"})
+  for (const char* mode : {"--journey", "--serving", "--techniques", "--mxfp8"})
     command->get_option("--compare")->excludes(mode);
   command->callback([&run, options] { run = [options] { return bench(*options); }; });
 }

@@ -55,6 +55,7 @@ struct BenchOptions {
   JourneyModeOptions journey;
   ServingModeOptions serving;
   bool techniques = false;
+  bool mxfp8 = false;
 };
 
 // One model and what is to be timed of it.
@@ -79,5 +80,7 @@ void add_serving_options(CLI::App& command, ServingModeOptions& options);
 int bench_serving(const BenchOptions& given);
 
 int bench_techniques(const BenchOptions& options);
+
+int bench_mxfp8(const BenchOptions& given);
 
 }  // namespace moetune

@@ -3,6 +3,7 @@
 
 #include "bench/journey.hpp"
 #include "bench/loaded_plan.hpp"
+#include "bench/mxfp8.hpp"
 #include "bench/step_timer.hpp"
 #include "bench/techniques.hpp"
 #include "core/error.hpp"
@@ -134,4 +135,30 @@ TEST_CASE("step timer: steps are launched or reused, padded up, and refuse more 
   CHECK(once > 0);
   CHECK(reused.step_s(3) == once);
   CHECK_THROWS_AS(launched.step_s(65), Error);
+}
+
+TEST_CASE(
+    "mxfp8: the kernel agrees with the definition bit by bit, in whole blocks and ragged ends") {
+  const Gpu gpu = list_gpus().at(0);
+  if (gpu.cc() < 89) {
+    MESSAGE("skipped: the GPU has no e4m3");
+    return;
+  }
+  const Mxfp8Bench bench(gpu, "");
+  for (const auto& [rows, columns] : {std::pair<std::int64_t, std::int64_t>{1, 32},
+                                      {3, 96},
+                                      {128, 512},
+                                      {257, 1024},
+                                      {1000, 2880}}) {
+    CAPTURE(rows);
+    CAPTURE(columns);
+    Mxfp8Row row{"small", rows, "x", rows, columns, {}, {}, 0};
+    CHECK_NOTHROW(bench.measure(row, 7));  // throws where a bit differs
+    CHECK(row.rel_err > 0.01);
+    CHECK(row.rel_err < 0.04);
+    CHECK(row.timing.median_us > 0);
+    CHECK(row.copy.median_us > 0);
+  }
+  Mxfp8Row odd{"small", 1, "x", 1, 40, {}, {}, 0};
+  CHECK_THROWS_AS(bench.measure(odd, 7), Error);
 }

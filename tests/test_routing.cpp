@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/error.hpp"
+#include "core/statistics.hpp"
 #include "layer/layer.hpp"
 #include "layer/routing.hpp"
 #include "measure/check.hpp"

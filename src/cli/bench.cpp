@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/bench_plans.hpp"
-#include "cli/cache_dir.hpp"
+#include "cli/bench_modes.hpp"
 #include "cli/command.hpp"
 #include "cli/outputs.hpp"
 #include "cli/problem_options.hpp"
@@ -23,48 +22,7 @@
 namespace moetune {
 namespace {
 
-struct BenchOptions {
-  ProblemOptions problem;  // its model is a comma-separated list
-  PlanOptions plans;
-  std::vector<std::int64_t> token_counts = default_token_counts();
-  std::string device = "auto";
-  std::string compare;
-  std::string out;
-  std::string commit;
-  std::string records_dir = "results";
-  std::string cache_dir = default_cache_dir();
-  int num_jobs = 0;
-  bool json = false;
-};
-
-// One model and what is to be timed of it.
-struct Layer {
-  std::string name;  // with its shard
-  Problem problem;   // at the largest token count
-  std::vector<ChosenPlan> plans;
-};
-
-std::vector<Layer> choose_layers(const BenchOptions& options, const Gpu& gpu) {
-  std::vector<Layer> layers;
-  const std::string& list = options.problem.model;
-  for (std::size_t at = 0; at <= list.size();) {
-    const std::size_t end = std::min(list.find(',', at), list.size());
-    ProblemOptions one = options.problem;
-    one.model = list.substr(at, end - at);
-    at = end + 1;
-    Layer layer;
-    layer.problem = one.make(options.token_counts.back());
-    layer.name = one.shape.empty() ? layer.problem.shape.model
-                                   : fmt::format("custom-{}", fmt::join(one.shape, "-"));
-    if (one.tp > 1) layer.name += fmt::format("-tp{}", one.tp);
-    if (one.ep > 1) layer.name += fmt::format("-ep{}", one.ep);
-    layer.plans = choose_plans(options.plans, gpu, layer.problem, options.token_counts);
-    layers.push_back(std::move(layer));
-  }
-  return layers;
-}
-
-bool wants_fp8(const Layer& layer) {
+bool wants_fp8(const BenchLayer& layer) {
   for (const ChosenPlan& chosen : layer.plans)
     for (const Step& step : chosen.plan.steps)
       if (step.point.value_or("FP8", 0) != 0) return true;
@@ -72,7 +30,7 @@ bool wants_fp8(const Layer& layer) {
 }
 
 std::unique_ptr<Evaluator> make_evaluator(const BenchOptions& options, const DeviceChoice& device,
-                                          const Layer& layer) {
+                                          const BenchLayer& layer) {
   const EvaluatorOptions evaluator_options{.cache_dir = options.cache_dir,
                                            .records_dir = options.records_dir,
                                            .num_threads = options.num_jobs,
@@ -101,7 +59,7 @@ Trial time_plan(const ChosenPlan& chosen, Evaluator& evaluator) {
 }
 
 // Each row is recorded as soon as it is known, so that what stops a later one costs none.
-void time_layer(const BenchOptions& options, const DeviceChoice& device, const Layer& layer,
+void time_layer(const BenchOptions& options, const DeviceChoice& device, const BenchLayer& layer,
                 const BenchRun& run, std::vector<BenchRow>& rows) {
   const auto evaluator = make_evaluator(options, device, layer);
   std::vector<Request> requests;
@@ -134,20 +92,22 @@ Peers choose_peers(const BenchOptions& options, const BenchRun& run) {
 void print(const BenchOptions& options, const BenchRun& run, const std::vector<BenchRow>& rows,
            const Peers& peers) {
   if (options.json) {
-    fmt::print("{}\n", bench_json(run, rows, peers)
-                           .dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    print_json(bench_json(run, rows, peers));
   } else {
     fmt::print("{}", bench_text(run, rows, peers));
   }
 }
 
 int bench(const BenchOptions& options) {
+  if (options.journey.chosen) return bench_journey(options);
+  if (options.serving.chosen) return bench_serving(options);
+  if (options.techniques) return bench_techniques(options);
+  if (options.mxfp8) return bench_mxfp8(options);
   // Checked before anything is measured: what is wrong should show at once.
   const DeviceChoice device = choose_device(options.device);
-  const std::vector<Layer> layers = choose_layers(options, device.gpu);
+  const std::vector<BenchLayer> layers = choose_layers(options, device.gpu);
   const Problem& first = layers.front().problem;
-  const BenchRun run{device.gpu,     first.routing,  first.seed,
-                     options.commit, command_line(), utc_now()};
+  const BenchRun run = make_run(options, device.gpu, first);
   const Peers peers = choose_peers(options, run);
   if (!options.out.empty()) {
     read_record(options.out, run);
@@ -156,7 +116,7 @@ int bench(const BenchOptions& options) {
 
   std::vector<BenchRow> rows;
   try {
-    for (const Layer& layer : layers) time_layer(options, device, layer, run, rows);
+    for (const BenchLayer& layer : layers) time_layer(options, device, layer, run, rows);
   } catch (const Error&) {
     if (!rows.empty()) print(options, run, rows, peers);
     throw;
@@ -176,6 +136,9 @@ void add_bench(CLI::App& app, Run& run) {
   moe-tune bench --model mixtral-8x7b,qwen3-30b-a3b --tokens 1,64,1024
   moe-tune bench --model deepseek-v3 --tp 8 --dtype fp8_block --out layers.json
   moe-tune bench --model mixtral-8x7b --gemm1 BLOCK_SIZE_M=16,NUM_STAGES=4 --gemm2 BLOCK_SIZE_M=16
+  moe-tune bench --journey --model mixtral-8x7b --tokens 2048,8192 --figure journey.svg
+  moe-tune bench --serving --model qwen3-30b-a3b --concurrency 8,32,128
+  moe-tune bench --techniques --model mixtral-8x7b --tokens 1,256,4096
 
 Every layer is first compared with the reference. Exit codes: 0 good; 1 a layer could not be timed or
 was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable device.)");
@@ -241,6 +204,26 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
       ->type_name("N")
       ->check(integer_from(0));
   command->add_flag("--json", options->json, "Print JSON");
+  add_journey_options(*command, options->journey);
+  add_serving_options(*command, options->serving);
+  command
+      ->add_flag("--techniques", options->techniques,
+                 "Techniques one by one, in pairs: tile order, split-K, fused SwiGLU, padding, fp8 "
+                 "weights; bf16, on a GPU")
+      ->excludes("--serving")
+      ->excludes("--journey")
+      ->group("Techniques");
+  command
+      ->add_flag("--mxfp8", options->mxfp8,
+                 "Quantising a layer's inputs to MXFP8, beside a copy of as many bytes; on a GPU")
+      ->excludes("--techniques")
+      ->excludes("--serving")
+      ->excludes("--journey")
+      ->group("Techniques");
+  // Steps have as many tokens as they come to.
+  command->get_option("--serving")->excludes("--journey")->excludes("--tokens");
+  for (const char* mode : {"--journey", "--serving", "--techniques", "--mxfp8"})
+    command->get_option("--compare")->excludes(mode);
   command->callback([&run, options] { run = [options] { return bench(*options); }; });
 }
 

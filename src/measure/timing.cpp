@@ -3,15 +3,9 @@
 #include <algorithm>
 #include <vector>
 
-namespace moetune {
+#include "core/statistics.hpp"
 
-double percentile(std::span<const double> sorted, double p) {
-  const double position = p / 100.0 * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const std::size_t above = std::min(below + 1, sorted.size() - 1);
-  const double fraction = position - static_cast<double>(below);
-  return sorted[below] + fraction * (sorted[above] - sorted[below]);
-}
+namespace moetune {
 
 Timing time_graph(const Graph& graph, const Stream& stream, const TimingOptions& options,
                   bool& stopped) {

@@ -1,8 +1,6 @@
 // The timing protocol: replays of a CUDA graph that holds one call per routing.
 #pragma once
 
-#include <span>
-
 #include "core/trial.hpp"
 #include "cuda/device.hpp"
 
@@ -14,9 +12,6 @@ struct TimingOptions {
   int num_samples = 20;
   double stop_above_us = 0;  // give up after the first sample slower than this; 0: never
 };
-
-// Percentile by linear interpolation; `sorted` is ascending and not empty, 0 <= p <= 100.
-double percentile(std::span<const double> sorted, double p);
 
 // Replays the graph. `stopped` is set when it gave up early; the timing then has one sample.
 Timing time_graph(const Graph& graph, const Stream& stream, const TimingOptions& options,

@@ -1,0 +1,68 @@
+// MXFP8: e4m3 values with a shared power-of-two scale (e8m0) for every 32 of them, along rows.
+// Source: OCP Microscaling Formats (MX) Specification 1.0. Scales are rounded up where the
+// specification's recipe rounds down, so that no value is clipped. sm_89 and later.
+namespace moetune_journey {
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+
+constexpr int kThreads = 256;
+constexpr int kLanes = 4;   // threads that share a block of 32 values, 8 each
+constexpr int kUnroll = 4;  // loads in flight a thread
+
+__device__ __forceinline__ float low(u32 pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high(u32 pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
+
+// Two values as e4m3, to nearest even and saturating; the first in the low byte.
+__device__ __forceinline__ u32 pack_e4m3(float first, float second) {
+  u16 packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
+  return packed;
+}
+
+// The exponent byte of the least power of two that `amax`, the bits of a bf16 of no sign, exceeds
+// at most 448-fold. 448 is 1.75 * 2^8, and 1.75 has the mantissa 0x60.
+__device__ __forceinline__ int scale_byte(u32 amax) {
+  return max(0, static_cast<int>(amax >> 7) - 8 + ((amax & 0x7f) > 0x60 ? 1 : 0));
+}
+
+// out [count] e4m3 and scales [count / 32] e8m0 of `in` [count] bf16, finite; count is a multiple
+// of 32, and rows are a multiple of 32 long. Grid: count / (8 kUnroll kThreads), rounded up.
+__global__ void __launch_bounds__(kThreads)
+    quantise_mxfp8(const u16* in, i64 count, u8* out, u8* scales) {
+  const i64 first = (static_cast<i64>(blockIdx.x) * kUnroll * kThreads + threadIdx.x) * 8;
+  uint4 v[kUnroll];
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    const i64 at = first + static_cast<i64>(i) * kThreads * 8;
+    v[i] = at < count ? *reinterpret_cast<const uint4*>(in + at) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    constexpr u32 kNoSigns = 0x7fff7fffu;  // bf16 without signs are ordered like their bits
+    const u32 pairs = __vmaxu2(__vmaxu2(v[i].x & kNoSigns, v[i].y & kNoSigns),
+                               __vmaxu2(v[i].z & kNoSigns, v[i].w & kNoSigns));
+    u32 amax = max(pairs & 0xffffu, pairs >> 16);
+#pragma unroll
+    for (int d = kLanes / 2; d > 0; d /= 2) amax = max(amax, __shfl_xor_sync(0xffffffffu, amax, d));
+    const i64 at = first + static_cast<i64>(i) * kThreads * 8;
+    if (at >= count) continue;  // all lanes of a block of 32 alike; the shuffle is behind
+    const int byte = scale_byte(amax);
+    const float inverse = __uint_as_float(static_cast<u32>(254 - byte) << 23);
+    if (threadIdx.x % kLanes == 0) scales[at / 32] = static_cast<u8>(byte);
+    const uint2 packed =
+        make_uint2(pack_e4m3(low(v[i].x) * inverse, high(v[i].x) * inverse) |
+                       pack_e4m3(low(v[i].y) * inverse, high(v[i].y) * inverse) << 16,
+                   pack_e4m3(low(v[i].z) * inverse, high(v[i].z) * inverse) |
+                       pack_e4m3(low(v[i].w) * inverse, high(v[i].w) * inverse) << 16);
+    *reinterpret_cast<uint2*>(out + at) = packed;
+  }
+}
+
+}  // namespace moetune_journey

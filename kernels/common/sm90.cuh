@@ -71,16 +71,9 @@ __device__ __forceinline__ int add_relaxed(int* counter, int value) {
   return before;
 }
 
-// Named barriers of a block (0 is __syncthreads): a warpgroup among itself, or two, one waiting for
-// the other.
+// A named barrier (0 is __syncthreads) of one warpgroup.
 __device__ __forceinline__ void warpgroup_sync(int barrier) {
   asm volatile("bar.sync %0, 128;\n" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void turn_wait(int barrier) {
-  asm volatile("bar.sync %0, 256;\n" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void turn_give(int barrier) {
-  asm volatile("bar.arrive %0, 256;\n" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {

@@ -111,9 +111,10 @@ constexpr int staging_bytes(const HopperConfig& c) {  // of a warp
   return 16 * staged * (c.output == Output::swiglu_fp8 ? 1 : 2);
 }
 constexpr int kStageControlBytes = 32;  // two barriers and what tile begins
+constexpr int kControlBytes = 48;       // next tiles, the end, and whose turn it is
 constexpr int smem_bytes(const HopperConfig& c) {
   return c.num_stages * (operand_bytes(c) + scale_bytes(c)) + c.num_warps * staging_bytes(c) +
-         c.num_stages * kStageControlBytes + 16;
+         c.num_stages * kStageControlBytes + kControlBytes;
 }
 
 }  // namespace moetune

@@ -81,9 +81,13 @@ struct Shared {
     return full(C.num_stages) + parity * 4;
   }
   __device__ __forceinline__ u32 finished() const { return full(C.num_stages) + 8; }
+  // Ping-pong: it is this warpgroup's turn.
+  __device__ __forceinline__ u32 turn(int warpgroup) const {
+    return full(C.num_stages) + 16 + warpgroup * 8;
+  }
 };
 
-constexpr int kLoadBarrier = 8;  // a named one; ping-pong's are 1..3
+constexpr int kLoadBarrier = 1;  // a named one
 template <HopperConfig C>
 constexpr int kSteps = (C.size_k + step_k(C) - 1) / step_k(C);
 
@@ -529,19 +533,23 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const Part<C> part(warpgroup);
 
   wait_for_previous_kernel();
-  const int next_turn = 1 + (warpgroup + 1) % math_warpgroups(C);
+  const auto pass_turn = [&] {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared.turn((warpgroup + 1) % math_warpgroups(C)));
+  };
   Ring<C.num_stages> ring;
+  u32 turn_parity = warpgroup == 0 ? 1 : 0;  // the first turn is the first one's
   if constexpr (C.ping_pong) {
     for (int i = 0; i < warpgroup; ++i) ring.template advance<kSteps<C>>();
-    if (next_turn == 1) turn_give(1);  // the first turn is the first one's
   }
   for (;;) {
     // Ping-pong: a barrier tells a phase from the next but not from the one after, so a warpgroup
     // may only wait for its stages once those of the tile before have been full.
     if constexpr (C.ping_pong) {
-      turn_wait(1 + warpgroup);
+      barrier_wait(shared.turn(warpgroup), turn_parity);
+      turn_parity ^= 1;
       if (load_shared_u32(shared.finished()) != 0) {
-        turn_give(next_turn);
+        pass_turn();
         break;
       }
     }
@@ -551,8 +559,8 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
                        static_cast<int>(posted.z), 0};
     if (tile.num_rows < 0) {
       if constexpr (C.ping_pong) {
-        store_shared(shared.finished(), 1u);
-        turn_give(next_turn);
+        if (lane == 0) store_shared(shared.finished(), 1u);
+        pass_turn();
       }
       break;
     }
@@ -560,17 +568,16 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     const auto release = [&](int stage) {
       if (lane != 0) return;
       if constexpr (C.cluster > 1) {
-        remote_arrive(in_block(shared.empty(stage), 0));
-      } else {
-        barrier_arrive(shared.empty(stage));
+        if (cluster_rank() > 0) return remote_arrive(in_block(shared.empty(stage), 0));
       }
+      barrier_arrive(shared.empty(stage));
     };
     const auto run = [&]<typename Step>(Step&& step) {
 #pragma unroll 1
       for (int i = 0; i < kSteps<C>; ++i) {
         barrier_wait(shared.full(ring.stage), ring.parity);
         if constexpr (C.ping_pong) {
-          if (i == kSteps<C> - 1) turn_give(next_turn);
+          if (i == kSteps<C> - 1) pass_turn();
         }
         step(i);
         ring.advance();
@@ -661,6 +668,9 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   if (threadIdx.x == 0) {
     if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
     store_shared(shared.finished(), 0u);
+    if constexpr (C.ping_pong) {
+      for (int i = 0; i < math_warpgroups(C); ++i) barrier_init(shared.turn(i), 4);
+    }
     prefetch_tensor_map(w_map);
     if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
     for (int stage = 0; stage < C.num_stages; ++stage) {

@@ -176,8 +176,6 @@ TechniquePair Techniques::tile_order(const Plan& plan, TokenBatch& batch) {
   pair.expected = kOrderRange;
   Plan walked = plan;
   set_parameter(walked, "GROUP_SIZE_M", 1);  // which only acts on the row-major walk
-  for (Step& step : walked.steps)            // which takes a column-major walk
-    if (step.point.has("FUSE_COMBINE")) step.point.set("FUSE_COMBINE", 0);
   set_parameter(walked, "ORDER", 0);
   pair.without = measure_plan("row-major", walked, batch, false);
   set_parameter(walked, "ORDER", 1);
@@ -226,25 +224,6 @@ TechniquePair Techniques::fused_swiglu(const Plan& plan, TokenBatch& batch) {
   return pair;
 }
 
-TechniquePair Techniques::fused_combine(const Plan& plan, TokenBatch& batch) {
-  TechniquePair pair;
-  pair.name = "weighted sum in GEMM2";
-  Plan fused = plan;
-  const auto set = [&](const char* name, int value) {
-    for (Step& step : fused.steps)
-      if (step.op == "gemm2") step.point.set(name, value);
-  };
-  // What fusing asks for, on both sides.
-  set("ORDER", 1);
-  set("GROUP_SIZE_M", 1);
-  set("CLUSTER_SIZE", 1);
-  set("FUSE_COMBINE", 0);
-  pair.without = measure_plan("separate kernel", fused, batch, false);
-  set("FUSE_COMBINE", 1);
-  pair.with = measure_plan("fused", fused, batch, false);
-  return pair;
-}
-
 TechniquePair Techniques::padding(std::string name, std::string label, int rows,
                                   TokenBatch& batch) {
   TechniquePair pair;
@@ -286,9 +265,6 @@ void Techniques::run(TechniqueRow& row, const Plan& plan, const Plan& fp8_plan) 
                        kPaddedBlock, *batch),
                padding("no padding to the fullest", "padded to the fullest expert", 0, *batch),
                fp8_weights(fp8_plan, *batch)};
-  const Step* gemm2 = plan.find("gemm2");
-  if (gemm2 != nullptr && gemm2->point.has("FUSE_COMBINE"))  // not every variant can
-    row.pairs.insert(row.pairs.begin() + 3, fused_combine(plan, *batch));
 }
 
 }  // namespace moetune

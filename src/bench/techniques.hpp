@@ -34,7 +34,6 @@ class Techniques {
   TechniquePair tile_order(const Plan& plan, TokenBatch& batch);
   TechniquePair split_k(const Plan& plan, TokenBatch& batch);
   TechniquePair fused_swiglu(const Plan& plan, TokenBatch& batch);
-  TechniquePair fused_combine(const Plan& plan, TokenBatch& batch);
   TechniquePair padding(std::string name, std::string label, int rows, TokenBatch& batch);
   TechniquePair fp8_weights(Plan plan, TokenBatch& batch);
   void enqueue_quantise();

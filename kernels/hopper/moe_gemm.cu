@@ -566,6 +566,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     }
     const int column0 = static_cast<int>(posted.w) * tile_columns(C);
     const auto release = [&](int stage) {
+      __syncwarp();  // all lanes have read it
       if (lane != 0) return;
       if constexpr (C.cluster > 1) {
         if (cluster_rank() > 0) return remote_arrive(in_block(shared.empty(stage), 0));

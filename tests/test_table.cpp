@@ -70,6 +70,8 @@ TEST_CASE("table: what is written is read back the same") {
   table.entries.at(8).source = Source::predicted;
   table.entries.at(8).tie = true;
   table.entries.at(8).timing.num_discarded = 3;
+  table.entries.at(8).timing.clock_mhz = 1410;
+  table.entries.at(8).timing.unsteady = true;
   table.routing = parse_routing("zipf:1.2");
   const std::string path = write_table(directory.path() + "/new/NVIDIA_H200", table);
   CHECK(std::filesystem::path(path).filename() == table_file_name(table.identity));

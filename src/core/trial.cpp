@@ -138,6 +138,8 @@ void to_json(Json& json, const Trial& trial) {
     json["p90_us"] = timing.p90_us;
     json["num_samples"] = timing.num_samples;
     write_unless_zero(json, "num_discarded", timing.num_discarded);
+    write_unless_zero(json, "clock_mhz", timing.clock_mhz);
+    write_unless_zero(json, "unsteady", timing.unsteady);
   }
   write_unless_zero(json, "screened_out", trial.screened_out);
   json["source"] = to_string(trial.source);
@@ -159,9 +161,13 @@ void from_json(const Json& json, Trial& trial) {
   result.spill_bytes = read_or(json, "spill_bytes", 0);
   result.smem_bytes = read_or(json, "smem_bytes", 0);
   if (result.status == TrialStatus::ok) {
-    result.timing = {read<double>(json, "median_us"), read<double>(json, "p10_us"),
-                     read<double>(json, "p90_us"), read<int>(json, "num_samples"),
-                     read_or(json, "num_discarded", 0)};
+    result.timing = {read<double>(json, "median_us"),
+                     read<double>(json, "p10_us"),
+                     read<double>(json, "p90_us"),
+                     read<int>(json, "num_samples"),
+                     read_or(json, "num_discarded", 0),
+                     read_or(json, "clock_mhz", 0),
+                     read_or(json, "unsteady", false)};
   }
   result.screened_out = read_or(json, "screened_out", false);
   result.source = parse_source(read<std::string>(json, "source"));

@@ -52,6 +52,8 @@ struct Timing {
   double p90_us = 0;
   int num_samples = 0;
   int num_discarded = 0;  // samples thrown away because the clock was throttled
+  int clock_mhz = 0;      // median SM clock of the samples; 0: no clock check
+  bool unsteady = false;  // the clock never settled, so that no sample was thrown away
 };
 
 struct Trial {

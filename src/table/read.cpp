@@ -93,6 +93,8 @@ TableEntry read_entry(const Ordered& json) {
   entry.timing.p90_us = json.at("p90_us");
   entry.timing.num_samples = json.at("num_samples");
   entry.timing.num_discarded = json.value("num_discarded", 0);
+  entry.timing.clock_mhz = json.value("clock_mhz", 0);
+  entry.timing.unsteady = json.value("unsteady", false);
   entry.reference_us = json.at("reference_us");
   entry.speedup = json.at("speedup");
   entry.rel_err = json.at("rel_err");

@@ -35,6 +35,8 @@ Json entry_json(const TableEntry& entry) {
             {"p90_us", thousandths(entry.timing.p90_us)},
             {"num_samples", entry.timing.num_samples}};
   if (entry.timing.num_discarded != 0) json["num_discarded"] = entry.timing.num_discarded;
+  if (entry.timing.clock_mhz != 0) json["clock_mhz"] = entry.timing.clock_mhz;
+  if (entry.timing.unsteady) json["unsteady"] = true;
   json["reference_us"] = thousandths(entry.reference_us);
   json["speedup"] = thousandths(entry.speedup);
   json["rel_err"] = entry.rel_err;

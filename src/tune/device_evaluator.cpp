@@ -1,5 +1,6 @@
 // Runs plans on a GPU: compile, check resources, compare with the judge, and only then time.
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
@@ -9,6 +10,7 @@
 #include "core/error.hpp"
 #include "layer/reference.hpp"
 #include "measure/check.hpp"
+#include "measure/nvml.hpp"
 #include "measure/timing.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/static_check.hpp"
@@ -67,6 +69,7 @@ class DeviceEvaluator final : public Evaluator {
   Problem problem_;
   EvaluatorOptions options_;
   Compiler compiler_;
+  std::unique_ptr<Nvml> nvml_;  // null: no clock check
   std::unique_ptr<Layer> layer_;
   std::vector<CheckCase> cases_;
   std::unique_ptr<TokenBatch> batch_;
@@ -87,12 +90,23 @@ Gpu select_gpu(int ordinal) {
               fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
 }
 
+std::unique_ptr<Nvml> open_nvml(int ordinal) {
+  char pci_bus_id[32] = {};
+  check_cuda(cudaDeviceGetPCIBusId(pci_bus_id, sizeof pci_bus_id, ordinal),
+             "cudaDeviceGetPCIBusId");
+  std::string why;
+  auto nvml = Nvml::open(pci_bus_id, why);
+  if (!nvml) spdlog::debug("no clock check: {}", why);
+  return nvml;
+}
+
 DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,
                                  const EvaluatorOptions& options)
     : gpu_(select_gpu(ordinal)),
       problem_(problem),
       options_(options),
-      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads) {
+      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads),
+      nvml_(open_nvml(ordinal)) {
   const bool fp8 = gpu_.cc() >= 89 && (is_fp8(problem.dtype) || options.with_fp8);
   layer_ = std::make_unique<Layer>(gpu_, problem_, fp8, compiler_);
   const LayerShape& s = problem_.shape;
@@ -228,7 +242,12 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
       layer_->enqueue(request.stage, steps.first, steps.second, batch, r);
     }
   });
-  trial.timing = time_graph(graph, layer_->stream(), options, trial.screened_out);
+  std::function<std::optional<ClockReading>()> read_clock;
+  // A first look is too short for it.
+  if (request.thorough && nvml_) read_clock = [this] { return nvml_->clock(); };
+  const GraphTiming timed = time_graph(graph, layer_->stream(), options, read_clock);
+  trial.timing = timed.timing;
+  trial.screened_out = timed.stopped;
 }
 
 Trial DeviceEvaluator::evaluate(const Request& request) {

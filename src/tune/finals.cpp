@@ -60,16 +60,20 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
     Trial sum = of_plan.front();
     sum.timing = {};
     const auto num = static_cast<double>(of_plan.size());
+    double clock_mhz = 0;
     for (const Trial& trial : of_plan) {
       sum.timing.median_us += trial.timing.median_us / num;
       sum.timing.p10_us += trial.timing.p10_us / num;
       sum.timing.p90_us += trial.timing.p90_us / num;
       sum.timing.num_samples += trial.timing.num_samples;
       sum.timing.num_discarded += trial.timing.num_discarded;
+      sum.timing.unsteady = sum.timing.unsteady || trial.timing.unsteady;
+      clock_mhz += trial.timing.clock_mhz / num;
       sum.rel_err = std::max(sum.rel_err, trial.rel_err);
       sum.max_err = std::max(sum.max_err, trial.max_err);
       sum.quantisation_err = std::max(sum.quantisation_err, trial.quantisation_err);
     }
+    sum.timing.clock_mhz = static_cast<int>(std::lround(clock_mhz));
     merged.push_back(sum);
   }
   return merged;

@@ -86,7 +86,10 @@ class FakeEvaluator final : public Evaluator {
     trial.timing.p90_us = trial.timing.median_us * 1.001;
     return trial;
   }
-  double busy_s() const override { return 0.001 * static_cast<double>(requests.size()); }
+  Usage usage() const override {
+    const double busy_s = 0.001 * static_cast<double>(requests.size());
+    return {.busy_s = busy_s, .compile_s = 3 * busy_s, .peak_host_bytes = 1 << 20};
+  }
 
   std::vector<Request> requests;
   std::size_t num_prefetched = 0;

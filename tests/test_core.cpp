@@ -169,7 +169,7 @@ TEST_CASE("trial: JSON round trip keeps everything, a failed check's NaN too") {
   trial.rel_err = 0.004;
   trial.registers = 128;
   trial.smem_bytes = 65536;
-  trial.timing = {12.5, 12, 13, 20, 1};
+  trial.timing = {12.5, 12, 13, 20, 1, 1410, true};
   trial.screened_out = true;
   trial.source = Source::recorded;
   nlohmann::ordered_json json = trial;
@@ -177,6 +177,8 @@ TEST_CASE("trial: JSON round trip keeps everything, a failed check's NaN too") {
   CHECK(nlohmann::ordered_json(back) == json);
   CHECK(back.plan.key() == "gemm2:portable:BLOCK_SIZE_M=64");
   CHECK(back.timing.p90_us == 13);
+  CHECK(back.timing.clock_mhz == 1410);
+  CHECK(back.timing.unsteady);
   CHECK(back.screened_out);
 
   trial.status = TrialStatus::wrong_result;

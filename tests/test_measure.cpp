@@ -110,8 +110,7 @@ TEST_CASE("sampling: a first sample above the limit is the only one") {
 TEST_CASE("sampling: the clocks that count are near the median of those not slowed") {
   const auto of = [](const std::vector<ClockReading>& blocks) { return steady(blocks); };
   CHECK(of({{1000}, {1050}, {950}}) == std::vector{true, true, true});
-  CHECK(of({{1000}, {1051}, {1000}, {949}, {1000}}) ==
-        std::vector{true, false, true, false, true});
+  CHECK(of({{1000}, {1051}, {1000}, {949}, {1000}}) == std::vector{true, false, true, false, true});
   CHECK(of({{1000, true}, {1400}, {1400}}) == std::vector{false, true, true});
   CHECK(of({{1000, true}}) == std::vector{false});
   CHECK(of({}).empty());
@@ -142,9 +141,9 @@ TEST_CASE("nvml: the clock, what slows it, and the energy") {
     bool is_slowed;
   };
   // Idle, settings, power cap and sync boost are no defect.
-  for (const auto& [reasons, is_slowed] : {Case{"0", false}, Case{"0x17", false}, Case{"0x8", true},
-                                           Case{"0x20", true}, Case{"0x44", true},
-                                           Case{"0x80", true}}) {
+  for (const auto& [reasons, is_slowed] :
+       {Case{"0", false}, Case{"0x17", false}, Case{"0x8", true}, Case{"0x20", true},
+        Case{"0x44", true}, Case{"0x80", true}}) {
     CAPTURE(reasons);
     const Says because("FAKE_NVML_REASONS", reasons);
     REQUIRE(nvml->clock());

@@ -50,7 +50,7 @@ class Member final : public Evaluator {
     trial.timing.median_us = request.stop_above_us;
     return trial;
   }
-  double busy_s() const override { return id_; }
+  Usage usage() const override { return {1.0 * id_, 2.0 * id_, 1000 * id_}; }
 
  private:
   int id_;
@@ -174,7 +174,9 @@ TEST_CASE("pool: announced looks are shared out, each once, and answers fit thei
     const std::vector<Request> requests = looks(120);
     pool.prefetch(requests);
     for (const Request& request : requests) CHECK(pool.evaluate(request).plan == request.plan);
-    CHECK(pool.busy_s() == 2);
+    CHECK(pool.usage().busy_s == 2);  // of 1, 2 and 3 on average
+    CHECK(pool.usage().compile_s == 12);
+    CHECK(pool.usage().peak_host_bytes == 6000);
   }
   std::set<std::string> plans;
   std::size_t num_evaluated = 0;

@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -418,6 +419,55 @@ TEST_CASE("search: the journal ends with what the run came to") {
   CHECK(runs[0].at("status").at("ok") == evaluator.requests.size());
   CHECK(records(fake.journal_path(), "stage").size() == 6);
   CHECK(records(fake.journal_path(), "entry").size() == 3);
+}
+
+TEST_CASE("search: the run's record says how busy the GPU was and what it took beside") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  evaluator.sleep_us = 2000;  // and says that 1000 of it were work
+  FakeEvaluator earlier;
+  fake.run(earlier, false, [&] { return earlier.requests.size() >= 30; });
+  const SearchResult result = fake.run(evaluator, true);
+  const auto run = records(fake.journal_path(), "run").back();
+  CHECK(run.at("busy_s") ==
+        doctest::Approx(0.001 * static_cast<double>(evaluator.requests.size())));
+  CHECK(run.at("busy_share").get<double>() > 0.1);
+  CHECK(run.at("busy_share").get<double>() < 0.5);
+  CHECK(run.at("compile_s") == doctest::Approx(3 * run.at("busy_s").get<double>()));
+  CHECK(run.at("peak_host_bytes") > (1 << 20) + (1 << 20));  // this process is the larger part
+  CHECK(run.at("clock_check") == false);
+  CHECK(run.at("num_discarded") == 0);
+  CHECK(run_text(result, false).find("no clock check") != std::string::npos);
+  CHECK(run_text(result, false).find("GPU busy") != std::string::npos);
+  CHECK(run_text(result, true).find("GPU busy") == std::string::npos);
+}
+
+TEST_CASE("search: what the clock discarded is counted, and the entry has the clock") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  int num_thorough = 0;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (!request.thorough) return;
+    trial.timing.num_discarded = 5;
+    trial.timing.clock_mhz = num_thorough++ % 2 == 0 ? 1400 : 1420;
+    trial.timing.unsteady = request.stage == Stage::layer;
+  };
+  const SearchResult result = fake.run(evaluator);
+  const TableEntry& entry = result.table.entries.at(16);
+  CHECK(entry.timing.num_discarded == 10);  // of two rounds
+  CHECK(entry.timing.clock_mhz >= 1400);
+  CHECK(entry.timing.clock_mhz <= 1420);
+  CHECK(entry.timing.unsteady);
+  const auto run = records(fake.journal_path(), "run").back();
+  CHECK(run.at("clock_check") == true);
+  CHECK(run.at("num_discarded") == 5 * num_thorough);
+  const std::string text = run_text(result, false);
+  CHECK(text.find(fmt::format("{} of {} samples discarded by the clock", 5 * num_thorough,
+                              25 * num_thorough)) != std::string::npos);
+  CHECK(text.find("unsteady") != std::string::npos);
+  const auto written = entries_of(result.table_path).at("16");
+  CHECK(written.at("clock_mhz") == entry.timing.clock_mhz);
 }
 
 TEST_CASE("budget: counts and times are read, nonsense is refused") {

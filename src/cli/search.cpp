@@ -153,7 +153,8 @@ class ProgressListener final : public SearchListener {
 };
 
 void print_result(const SearchResult& result, const SearchSettings& settings,
-                  const SearchSummary& summary, const OutputPaths& paths, bool as_json) {
+                  const SearchSummary& summary, const OutputPaths& paths, bool offline,
+                  bool as_json) {
   const auto effects =
       settings.fp8 == Fp8Mode::both ? fp8_effects(result.trials) : std::vector<Fp8Effect>();
   if (as_json) {
@@ -163,8 +164,7 @@ void print_result(const SearchResult& result, const SearchSettings& settings,
     json["table"] = result.table_path.empty() ? Json(nullptr) : Json(result.table_path);
     json["journal"] = paths.journal;
     json["num_resumed"] = result.num_resumed;
-    json["wall_s"] = result.wall_s;
-    json["busy_s"] = result.busy_s;
+    json.update(run_figures(result));
     if (!effects.empty()) json["fp8_effect"] = fp8_json(effects);
     for (const Sensitivity& one : result.sensitivities) {
       json["sensitivity"].push_back(sensitivity_json(one));
@@ -175,8 +175,7 @@ void print_result(const SearchResult& result, const SearchSettings& settings,
   fmt::print("{}", summary_text(summary));
   if (!effects.empty()) fmt::print("\n{}", fp8_text(effects));
   for (const Sensitivity& one : result.sensitivities) fmt::print("\n{}", sensitivity_text(one));
-  fmt::print("\n{} in this run, {} trials from the journal\n", duration_text(result.wall_s),
-             result.num_resumed);
+  fmt::print("\n{}", run_text(result, offline));
   if (!result.table_path.empty()) fmt::print("table   {}\n", result.table_path);
   fmt::print("journal {}\n", paths.journal);
 }
@@ -230,7 +229,7 @@ int run_search(const SearchOptions& options) {
   listener.finish();
   const SearchSummary summary =
       summarise(result.table, result.trials, reference_plan(device.gpu, problem), result.rejected);
-  print_result(result, settings, summary, paths, options.json);
+  print_result(result, settings, summary, paths, evaluator->gpu().offline, options.json);
   if (result.interrupted) {
     spdlog::warn(
         "interrupted with {} of {} token counts done; the same command with --resume "

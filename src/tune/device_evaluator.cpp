@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <utility>
 
@@ -17,11 +16,6 @@
 
 namespace moetune {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A graph longer than this is screened with fewer calls: its weights no longer fit any cache, so
 // further routings add time but no information.
@@ -45,7 +39,9 @@ class DeviceEvaluator final : public Evaluator {
   std::string nvrtc_version() const override { return moetune::nvrtc_version(); }
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
-  double busy_s() const override { return busy_s_; }
+  Usage usage() const override {
+    return {.busy_s = busy_us_ / 1e6, .compile_s = compiler_.stats().compile_s};
+  }
 
  private:
   struct Steps {
@@ -76,7 +72,7 @@ class DeviceEvaluator final : public Evaluator {
   std::map<std::string, std::unique_ptr<Module>> modules_;  // by expression
   // What is_right() found on the check cases: they do not depend on the token count.
   std::map<std::string, Trial> verdicts_;
-  double busy_s_ = 0;
+  double busy_us_ = 0;
 };
 
 Gpu select_gpu(int ordinal) {
@@ -181,6 +177,8 @@ TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
 // One call on routing 0 with poisoned outputs, compared with the judge. Adds to the trial's errors.
 bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, TokenBatch& batch,
                                std::string_view name, Trial& trial, double* call_us) {
+  const Event busy_begin;
+  busy_begin.record(layer_->stream());
   make_reference(*layer_, batch, steps.fp8());
   layer_->prepare(request.stage, steps.first, steps.second, batch);
   layer_->poison();
@@ -190,6 +188,7 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   begin.record(layer_->stream());
   layer_->enqueue(request.stage, steps.first, steps.second, batch, 0);
   end.record(layer_->stream());
+  busy_us_ += elapsed_us(busy_begin, end);
   const ReferenceOutput& reference = *batch.reference[steps.fp8() ? 1 : 0];
   const bool activation = request.stage == Stage::gemm1;
   const Buffer& want = activation ? reference.activation : reference.out;
@@ -246,6 +245,7 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
   // A first look is too short for it.
   if (request.thorough && nvml_) read_clock = [this] { return nvml_->clock(); };
   const GraphTiming timed = time_graph(graph, layer_->stream(), options, read_clock);
+  busy_us_ += timed.busy_us;
   trial.timing = timed.timing;
   trial.screened_out = timed.stopped;
 }
@@ -258,7 +258,6 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
   try {
     Steps steps;
     if (!load(request, trial, steps)) return trial;
-    const auto start = Clock::now();
     const std::string key = fmt::format("{}:{}", to_string(request.stage), request.plan.key());
     auto verdict = verdicts_.find(key);
     if (verdict == verdicts_.end()) {
@@ -279,7 +278,6 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
         time(request, steps, inputs, call_us, trial);
       }
     }
-    busy_s_ += seconds_since(start);
   } catch (const Error& error) {
     // A refused launch is the point's failure. After a fault every call fails: the device is lost.
     if (error.kind() != ErrorKind::device) throw;

@@ -11,6 +11,7 @@
 #include "core/gpu.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
+#include "tune/usage.hpp"
 
 namespace moetune {
 
@@ -44,8 +45,7 @@ class Evaluator {
   // Compile or fetch, check resources, launch, compare with the reference, and only if right, time.
   // Never throws for what a point does wrong; throws Error for I/O, memory and a lost device.
   virtual Trial evaluate(const Request& request) = 0;
-  // Seconds the GPU (or the compiler, offline) was busy so far; for the run's record.
-  virtual double busy_s() const = 0;
+  virtual Usage usage() const = 0;  // so far
 };
 
 // `problem.num_tokens` is the largest token count that will be asked for. Weights and inputs are

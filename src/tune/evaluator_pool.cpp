@@ -116,9 +116,9 @@ void EvaluatorPool::work(Member& member, Evaluator& evaluator) {
     } catch (const std::exception&) {
       error = std::current_exception();
     }
-    const double busy_s = evaluator.busy_s();
+    const Usage usage = evaluator.usage();
     lock.lock();
-    member.busy_s = busy_s;
+    member.usage = usage;
     if (is_lost) {
       member.error = error;
       lose(member, job);
@@ -287,11 +287,15 @@ Trial EvaluatorPool::evaluate(const Request& request) {
   return std::move(job->trial);
 }
 
-double EvaluatorPool::busy_s() const {
+Usage EvaluatorPool::usage() const {
   const std::lock_guard lock(mutex_);
-  double sum_s = 0;
-  for (const auto& member : members_) sum_s += member->busy_s;
-  return sum_s / static_cast<double>(members_.size());
+  Usage sum;
+  for (const auto& member : members_) {
+    sum.busy_s += member->usage.busy_s / static_cast<double>(members_.size());
+    sum.compile_s += member->usage.compile_s;
+    sum.peak_host_bytes += member->usage.peak_host_bytes;
+  }
+  return sum;
 }
 
 }  // namespace moetune

@@ -39,7 +39,7 @@ class EvaluatorPool : public Evaluator {
   std::string nvrtc_version() const override { return members_.front()->nvrtc_version; }
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
-  double busy_s() const override;  // of a GPU, on average
+  Usage usage() const override;  // busy: of a GPU, on average; the rest: of all
 
   std::size_t num_members() const { return members_.size(); }
 
@@ -61,7 +61,7 @@ class EvaluatorPool : public Evaluator {
     std::exception_ptr error;
     Gpu gpu;
     std::string nvrtc_version;
-    double busy_s = 0;
+    Usage usage;
     std::deque<JobPtr> looks;      // announced and given to this member, in order
     std::deque<JobPtr> thorough;   // only this member may run them
     std::vector<Request> compile;  // to be passed on by prefetch()

@@ -32,7 +32,10 @@ class OfflineEvaluator : public Evaluator {
   void prefetch(std::span<const Request> requests) override {
     submit(gpu_, problem_, requests, compiler_);
   }
-  double busy_s() const override { return compiler_.stats().compile_s; }
+  Usage usage() const override {
+    const double compile_s = compiler_.stats().compile_s;
+    return {.busy_s = compile_s, .compile_s = compile_s};
+  }
 
   Trial evaluate(const Request& request) override {
     Trial trial;

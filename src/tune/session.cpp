@@ -271,7 +271,7 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
   result.table = std::move(table);
   result.table.complete = false;
   const auto began = std::chrono::steady_clock::now();
-  const double busy_before = evaluator.busy_s();
+  const Usage before = evaluator.usage();
   Session session(evaluator, problem, settings, table_dir, journal, stop, listener, result);
   try {
     session.run();
@@ -279,7 +279,10 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
     result.interrupted = true;
   }
   result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  result.busy_s = evaluator.busy_s() - busy_before;
+  result.usage = evaluator.usage();
+  result.usage.busy_s -= before.busy_s;
+  result.usage.compile_s -= before.compile_s;
+  result.usage.peak_host_bytes += peak_host_bytes();
   session.end();
   journal.append(run_record(result));
   journal.sync();

@@ -85,7 +85,9 @@ ordered_json answer(const ordered_json& message, const EvaluatorFactory& make_ev
     return nullptr;
   }
   const Trial trial = evaluator->evaluate(decode_request(message.at("evaluate")));
-  return {{"trial", trial}, {"busy_s", evaluator->busy_s()}};
+  Usage usage = evaluator->usage();
+  usage.peak_host_bytes = peak_host_bytes();
+  return {{"trial", trial}, {"usage", encode(usage)}};
 }
 
 }  // namespace
@@ -182,6 +184,19 @@ Gpu decode_gpu(const ordered_json& json) {
   json.at("driver").get_to(gpu.driver);
   json.at("offline").get_to(gpu.offline);
   return gpu;
+}
+
+ordered_json encode(const Usage& usage) {
+  const auto& [busy_s, compile_s, peak_host_bytes] = usage;
+  return {{"busy_s", busy_s}, {"compile_s", compile_s}, {"peak_host_bytes", peak_host_bytes}};
+}
+
+Usage decode_usage(const ordered_json& json) {
+  Usage usage;
+  json.at("busy_s").get_to(usage.busy_s);
+  json.at("compile_s").get_to(usage.compile_s);
+  json.at("peak_host_bytes").get_to(usage.peak_host_bytes);
+  return usage;
 }
 
 ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOptions& options) {

@@ -65,7 +65,10 @@ class FakeEvaluator final : public Evaluator {
   }
   const Gpu& gpu() const override { return gpu_; }
   std::string nvrtc_version() const override { return "13.0"; }
-  void prefetch(std::span<const Request> requests) override { num_prefetched += requests.size(); }
+  void prefetch(std::span<const Request> announced) override {
+    num_prefetched += announced.size();
+    if (on_prefetch) on_prefetch(announced);
+  }
   Trial evaluate(const Request& request) override {
     requests.push_back(request);
     usleep(static_cast<useconds_t>(sleep_us));
@@ -95,6 +98,7 @@ class FakeEvaluator final : public Evaluator {
   std::size_t num_prefetched = 0;
   int sleep_us = 0;
   std::function<void(const Request&, Trial&)> alter;
+  std::function<void(std::span<const Request>)> on_prefetch;
 
  private:
   Gpu gpu_;

@@ -231,6 +231,48 @@ TEST_CASE("pool: what was announced and is not asked for neither blocks nor is w
   CHECK(num_evaluated < 10 * 100);
 }
 
+TEST_CASE("pool: the others look ahead while one measures finalists, but not at what is thorough") {
+  Seen seen;
+  const auto slow = [](const Request& request) {
+    if (request.thorough) usleep(100'000);
+  };
+  {
+    EvaluatorPool pool({make(1, seen, slow), make(2, seen, slow)});
+    std::vector<Request> later;
+    for (int i = 0; i < 20; ++i) {
+      later.push_back(look(i));
+      later.back().num_tokens = 128;
+      later.push_back(later.back());
+      later.back().plan.steps[0].point.set("BLOCK_SIZE_M", 1000 + i);
+      later.back().thorough = true;
+    }
+    pool.prefetch(later);
+    for (int i = 0; i < 3; ++i) CHECK(pool.evaluate(thorough(i)).registers == 1);
+  }
+  CHECK(seen.num_prefetched[1] + seen.num_prefetched[2] == 40);  // compiled, all of them
+  std::size_t num_ahead = 0;
+  for (const Request& request : seen.evaluated[2]) {
+    CHECK_FALSE(request.thorough);
+    ++num_ahead;
+  }
+  CHECK(num_ahead >= 15);
+}
+
+TEST_CASE("pool: a look that is announced again is compiled where it was the first time") {
+  Seen seen;
+  {
+    EvaluatorPool pool({make(1, seen, [](const Request&) { usleep(20'000); }),
+                        make(2, seen, [](const Request&) { usleep(20'000); })});
+    const std::vector<Request> announced = looks(9);  // odd: the next one's turn changes
+    pool.prefetch(announced);
+    pool.prefetch(announced);
+    for (const Request& request : announced) pool.evaluate(request);
+  }
+  CHECK(seen.num_prefetched[1] == 10);
+  CHECK(seen.num_prefetched[2] == 8);
+  CHECK(seen.evaluated[1].size() + seen.evaluated[2].size() == 9);
+}
+
 TEST_CASE("pool: a member that is lost hands what it had to the others") {
   spdlog::set_level(spdlog::level::off);
   Seen seen;

@@ -421,6 +421,35 @@ TEST_CASE("search: the journal ends with what the run came to") {
   CHECK(records(fake.journal_path(), "entry").size() == 3);
 }
 
+TEST_CASE(
+    "search: the next token count's candidates are announced before the layers are measured") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  std::map<std::pair<std::int64_t, Stage>, int> for_later;  // announced before their race
+  std::map<std::int64_t, std::size_t> announced_at;         // requests done by then, by token count
+  evaluator.on_prefetch = [&](std::span<const Request> announced) {
+    for (const Request& request : announced) {
+      if (!request.is_later) continue;
+      ++for_later[{request.num_tokens, request.stage}];
+      announced_at.try_emplace(request.num_tokens, evaluator.requests.size());
+    }
+  };
+  fake.run(evaluator);
+  const std::vector<std::int64_t>& counts = fake.settings.token_counts;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    CAPTURE(counts[i]);
+    CHECK(for_later[{counts[i], Stage::gemm2}] == 14);
+    if (i == 0) continue;
+    CHECK(for_later[{counts[i], Stage::gemm1}] == 14);
+    const auto layer = std::find_if(
+        evaluator.requests.begin(), evaluator.requests.end(), [&](const Request& request) {
+          return request.stage == Stage::layer && request.num_tokens == counts[i - 1];
+        });
+    const auto first_layer = static_cast<std::size_t>(layer - evaluator.requests.begin());
+    CHECK(announced_at.at(counts[i]) < first_layer);
+  }
+}
+
 TEST_CASE("search: the run's record says how busy the GPU was and what it took beside") {
   FakeSearch fake;
   FakeEvaluator evaluator;

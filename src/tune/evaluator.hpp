@@ -23,6 +23,8 @@ struct Request {
   double stop_above_us = 0;
   // false: a screening look, a few samples; true: the full protocol (at least 20 samples).
   bool thorough = false;
+  // Announced for a stage or token count to come: compiled when nothing else waits for that.
+  bool is_later = false;
 };
 
 struct EvaluatorOptions {
@@ -40,7 +42,8 @@ class Evaluator {
   virtual const Gpu& gpu() const = 0;
   // "13.0": part of a table's identity.
   virtual std::string nvrtc_version() const = 0;
-  // Starts compiling these plans' kernels in the background, in order. Returns at once.
+  // Starts compiling these plans' kernels in the background, in order. Several GPUs also measure
+  // ahead what is not thorough. What is announced again need not wait until later. Returns at once.
   virtual void prefetch(std::span<const Request> requests) = 0;
   // Compile or fetch, check resources, launch, compare with the reference, and only if right, time.
   // Never throws for what a point does wrong; throws Error for I/O, memory and a lost device.

@@ -13,7 +13,7 @@ namespace {
 
 // Looks measured but not yet asked for, a member: what a kill of the search may lose, and what a
 // slow trial elsewhere may let pile up.
-constexpr std::size_t kAhead = 16;
+constexpr std::size_t kAhead = 48;
 
 std::string look_key(const Request& request) {
   return fmt::format("{}|{}|{}", to_string(request.stage), request.num_tokens, request.plan.key());
@@ -227,10 +227,13 @@ void EvaluatorPool::prefetch(std::span<const Request> requests) {
     } while (!member->works);
     if (!request.thorough) {
       const auto [look, is_new] = looks_.try_emplace(look_key(request), nullptr);
-      if (!is_new) continue;
-      look->second = std::make_shared<Job>();
-      look->second->request = request;
-      member->looks.push_back(look->second);
+      if (is_new) {
+        look->second = std::make_shared<Job>();
+        look->second->request = request;
+        look->second->member = member;
+        member->looks.push_back(look->second);
+      }
+      member = look->second->member;
     }
     // Compiled where it will most likely run.
     member->compile.push_back(request);

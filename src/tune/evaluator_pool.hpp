@@ -44,13 +44,15 @@ class EvaluatorPool : public Evaluator {
   std::size_t num_members() const { return members_.size(); }
 
  private:
+  struct Member;
   enum class State { waiting, running, done };
   struct Job {
     Request request;
     State state = State::waiting;
-    bool is_look = true;      // any member may take it
-    bool is_asked = false;    // somebody waits for it
-    bool is_dropped = false;  // nobody will ask for it
+    bool is_look = true;       // any member may take it
+    bool is_asked = false;     // somebody waits for it
+    bool is_dropped = false;   // nobody will ask for it
+    Member* member = nullptr;  // a look's: where its kernel is compiled
     Trial trial;
     std::exception_ptr error;
   };

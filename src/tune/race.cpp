@@ -21,13 +21,14 @@ constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is kn
 // allowance may reach, then what may come after the queue, then the first of the later stage's.
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
                    std::uint64_t num_allowed, Proposals* later) {
-  const auto top_up = [&runner](Proposals& of, std::size_t end) {
+  const auto top_up = [&](Proposals& of, std::size_t end) {
     std::vector<Request> requests;
     end = std::min(end, of.queue.size());
     for (; of.num_prefetched < end; ++of.num_prefetched) {
       requests.push_back({.stage = of.stage(),
                           .num_tokens = of.num_tokens(),
-                          .plan = of.plan(of.queue[of.num_prefetched])});
+                          .plan = of.plan(of.queue[of.num_prefetched]),
+                          .is_later = &of == later});
     }
     runner.prefetch(requests);
   };
@@ -37,9 +38,11 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
   if (is_new) {
     std::vector<Request> requests;
     for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
+      // Thorough: perhaps nobody asks, so no GPU shall look at it ahead.
       requests.push_back({.stage = proposals.stage(),
                           .num_tokens = proposals.num_tokens(),
-                          .plan = std::move(plan)});
+                          .plan = std::move(plan),
+                          .thorough = true});
     }
     runner.prefetch(requests);
   }
@@ -67,6 +70,7 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
     }
   };
 
+  proposals.num_prefetched = 0;  // what was announced for later is wanted now
   std::vector<Request> first;
   for (const Plan& plan : seeds) first.push_back(request(plan));
   runner.prefetch(first);

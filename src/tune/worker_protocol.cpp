@@ -139,7 +139,8 @@ ordered_json encode(const Request& request) {
           {"num_tokens", request.num_tokens},
           {"plan", request.plan},
           {"stop_above_us", request.stop_above_us},
-          {"thorough", request.thorough}};
+          {"thorough", request.thorough},
+          {"is_later", request.is_later}};
 }
 
 Request decode_request(const ordered_json& json) {
@@ -149,6 +150,7 @@ Request decode_request(const ordered_json& json) {
   json.at("plan").get_to(request.plan);
   json.at("stop_above_us").get_to(request.stop_above_us);
   json.at("thorough").get_to(request.thorough);
+  json.at("is_later").get_to(request.is_later);
   return request;
 }
 

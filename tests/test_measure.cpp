@@ -3,12 +3,17 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/error.hpp"
+#include "kernels/variant.hpp"
+#include "measure/energy.hpp"
 #include "measure/nvml.hpp"
 #include "measure/sampling.hpp"
+#include "tune/workspace.hpp"
 
 using namespace moetune;
 
@@ -16,7 +21,7 @@ namespace {
 
 // A GPU whose n-th block of five samples has the n-th of these clocks; the last one goes on. A
 // sample takes 1e6 / MHz microseconds.
-struct Gpu {
+struct FakeGpu {
   std::vector<ClockReading> blocks;
   int num_taken = 0;
   int num_reads = 0;
@@ -66,7 +71,7 @@ TEST_CASE("sampling: without a clock every sample counts") {
 }
 
 TEST_CASE("sampling: a power cap's clock is the truth, however far below the maximum") {
-  Gpu gpu{{{1980}, {1410}, {1440}, {1400}, {1420}}};
+  FakeGpu gpu{{{1980}, {1410}, {1440}, {1400}, {1420}}};
   const Timing timing = gpu.time();
   CHECK(timing.num_samples == 20);
   CHECK(timing.num_discarded == 5);
@@ -77,7 +82,7 @@ TEST_CASE("sampling: a power cap's clock is the truth, however far below the max
 }
 
 TEST_CASE("sampling: what heat or the hardware slowed does not count, even at the same clock") {
-  Gpu gpu{{{1500}, {1500, true}, {1500}, {1500}, {1500}}};
+  FakeGpu gpu{{{1500}, {1500, true}, {1500}, {1500}, {1500}}};
   const Timing timing = gpu.time();
   CHECK(timing.num_samples == 20);
   CHECK(timing.num_discarded == 5);
@@ -85,19 +90,19 @@ TEST_CASE("sampling: what heat or the hardware slowed does not count, even at th
 }
 
 TEST_CASE("sampling: a GPU that never settles is measured all the same, and that is said") {
-  Gpu hot{{{1500, true}}};
+  FakeGpu hot{{{1500, true}}};
   const Timing timing = hot.time();
   CHECK(timing.unsteady);
   CHECK(timing.num_samples == 40);
   CHECK(timing.num_discarded == 0);
   CHECK(timing.clock_mhz == 1500);
   CHECK(timing.median_us == doctest::Approx(1e6 / 1500));
-  Gpu wild{{{1000}, {1200}, {1400}, {1600}, {1800}, {2000}, {2200}, {2400}}};
+  FakeGpu wild{{{1000}, {1200}, {1400}, {1600}, {1800}, {2000}, {2200}, {2400}}};
   CHECK(wild.time().unsteady);
 }
 
 TEST_CASE("sampling: a first sample above the limit is the only one") {
-  Gpu gpu{{{1000}}};
+  FakeGpu gpu{{{1000}}};
   bool stopped = false;
   const Timing timing = take_samples({.stop_above_us = 999}, gpu.sampler(), stopped);
   CHECK(stopped);
@@ -114,6 +119,64 @@ TEST_CASE("sampling: the clocks that count are near the median of those not slow
   CHECK(of({{1000, true}, {1400}, {1400}}) == std::vector{false, true, true});
   CHECK(of({{1000, true}}) == std::vector{false});
   CHECK(of({}).empty());
+}
+
+TEST_CASE("energy: of a run, though the counter moves only now and then") {
+  double us = 0;
+  int num_runs = 0;
+  EnergyMeter meter;
+  meter.run = [&] {
+    ++num_runs;
+    us += 7000;
+    return 7000;
+  };
+  // 600 W, told every 100 ms: 4200 mJ a run.
+  meter.read_mj = [&] { return 1e9 + 600e-3 * 1e5 * std::floor(us / 1e5); };
+  const auto mj = energy_of_run_mj(meter);
+  REQUIRE(mj);
+  CHECK(*mj == doctest::Approx(4200).epsilon(0.02));
+  CHECK(us >= 0.5e6);
+  CHECK(us < 0.9e6);
+}
+
+TEST_CASE("energy: a counter that fails or stands still gives nothing, in bounded time") {
+  int num_runs = 0;
+  EnergyMeter meter;
+  meter.run = [&] {
+    ++num_runs;
+    return 10'000;
+  };
+  meter.read_mj = [] { return std::nullopt; };
+  CHECK_FALSE(energy_of_run_mj(meter));
+  CHECK(num_runs == 0);
+  meter.read_mj = [] { return 5.0; };
+  CHECK_FALSE(energy_of_run_mj(meter));
+  CHECK(num_runs == 200);
+  num_runs = 0;
+  meter.read_mj = [&] { return num_runs < 3 ? std::optional(5.0 + num_runs) : std::nullopt; };
+  CHECK_FALSE(energy_of_run_mj(meter));
+  CHECK(num_runs == 3);
+}
+
+TEST_CASE("workspace: what a call keeps between its kernels, counted by hand") {
+  Problem problem;
+  problem.shape = {"custom", 8, 2, 256, 512};
+  problem.num_tokens = 3;
+  Plan plan = reference_plan({}, problem);
+  // bf16: 6 rows of gate and up, of the activation, of the second GEMM; 3 rows of the output.
+  const std::int64_t gemm1 = 6 * 2 * 512 * 2 + 6 * 512 * 2;
+  const std::int64_t gemm2 = 6 * 256 * 2 + 3 * 256 * 2;
+  CHECK(workspace_bytes(problem, Stage::layer, plan) == gemm1 + gemm2);
+  CHECK(workspace_bytes(problem, Stage::gemm1, plan) == gemm1);
+  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == gemm2 + 6 * 512 * 2);
+  plan.steps[1].point.set("SPLIT_K", 4);  // fp32 partial sums
+  CHECK(workspace_bytes(problem, Stage::layer, plan) == gemm1 + gemm2 + 6 * 256 * (4 * 4 - 2));
+  plan.steps[1].point.set("SPLIT_K", 1);
+  plan.steps[0].point.set("FUSE_SWIGLU", 1);  // gate and up never reach memory
+  CHECK(workspace_bytes(problem, Stage::layer, plan) == 6 * 512 * 2 + gemm2);
+  plan.steps.pop_back();
+  CHECK_THROWS_WITH_AS(workspace_bytes(problem, Stage::layer, plan),
+                       doctest::Contains("lacks its step gemm2"), Error);
 }
 
 TEST_CASE("nvml: without the library, or without the GPU, it says why there is none") {

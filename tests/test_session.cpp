@@ -499,6 +499,71 @@ TEST_CASE("search: what the clock discarded is counted, and the entry has the cl
   CHECK(written.at("clock_mhz") == entry.timing.clock_mhz);
 }
 
+TEST_CASE("search: the least error, memory or energy wins where that is the objective") {
+  const auto run = [](Objective objective) {
+    FakeSearch fake;
+    fake.settings.token_counts = {32};
+    fake.settings.objective = objective;
+    fake.settings.fp8 = Fp8Mode::both;
+    FakeEvaluator evaluator;
+    evaluator.alter = [](const Request& request, Trial& trial) {
+      const Point& point = request.plan.steps.back().point;
+      const int m = point.at("BLOCK_SIZE_M");
+      const bool fp8 = point.at("FP8") == 1;
+      // The slowest, and by far: a race in time would have stopped them.
+      trial.workspace_bytes = m == 16 ? 1000 : 2000;
+      trial.rel_err = m == 256 ? 0.001 : 0.002;
+      if (m == 16 || m == 256) trial.timing.median_us *= 3;
+      trial.screened_out =
+          request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us;
+      if (request.stage != Stage::layer) return;
+      trial.quantisation_err = fp8 ? 0.04 : 0;
+      trial.energy_mj = fp8 ? 10 : 20;
+    };
+    const SearchResult result = fake.run(evaluator);
+    REQUIRE(result.table.entries.size() == 1);
+    CHECK(result.table.objective == objective);
+    CHECK(read_table(result.table_path).objective == objective);
+    return result.table.entries.at(32);
+  };
+  const TableEntry fastest = run(Objective::time);
+  CHECK(point_of(fastest, "gemm2", "BLOCK_SIZE_M") == 32);
+  CHECK(point_of(fastest, "gemm2", "FP8") == 1);
+  const TableEntry exact = run(Objective::error);
+  CHECK(point_of(exact, "gemm2", "BLOCK_SIZE_M") == 256);
+  CHECK(point_of(exact, "gemm2", "FP8") == 0);
+  CHECK(exact.rel_err == 0.001);
+  const TableEntry small = run(Objective::memory);
+  CHECK(point_of(small, "gemm2", "BLOCK_SIZE_M") == 16);
+  CHECK(point_of(small, "gemm2", "FP8") == 1);  // of what is as small the fastest
+  CHECK(small.workspace_bytes == 1000);
+  CHECK(small.speedup < 1);
+  const TableEntry thrifty = run(Objective::energy);
+  CHECK(thrifty.energy_mj == 10);
+  CHECK(point_of(thrifty, "gemm2", "FP8") == 1);
+}
+
+TEST_CASE("search: where the objective is not known there is no entry, and that is said") {
+  FakeSearch fake;
+  fake.settings.token_counts = {32};
+  fake.settings.objective = Objective::energy;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.missing == std::vector<std::int64_t>{32});
+  CHECK(result.table_path.empty());
+}
+
+TEST_CASE("search: a search for another objective is not resumed") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  fake.settings.objective = Objective::memory;
+  evaluator.alter = [](const Request&, Trial& trial) { trial.workspace_bytes = 1; };
+  fake.run(evaluator);
+  fake.settings.objective = Objective::time;
+  CHECK_THROWS_WITH_AS(fake.run(evaluator, true), doctest::Contains("its objective is \"memory\""),
+                       Error);
+}
+
 TEST_CASE("budget: counts and times are read, nonsense is refused") {
   CHECK(parse_budget("500").num_trials == 500);
   CHECK(parse_budget("500").seconds == 0);

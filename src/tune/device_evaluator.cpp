@@ -9,10 +9,12 @@
 #include "core/error.hpp"
 #include "layer/reference.hpp"
 #include "measure/check.hpp"
+#include "measure/energy.hpp"
 #include "measure/nvml.hpp"
 #include "measure/timing.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/static_check.hpp"
+#include "tune/workspace.hpp"
 
 namespace moetune {
 namespace {
@@ -25,6 +27,7 @@ constexpr int kScreeningSamples = 3;
 // took this much more than the limit.
 constexpr double kFirstLookUs = 200;
 constexpr double kFirstLookFactor = 1.2;
+constexpr double kEnergyRunUs = 10'000;  // between two reads of the counter
 
 struct CheckCase {
   std::string name;
@@ -58,6 +61,7 @@ class DeviceEvaluator final : public Evaluator {
   TokenBatch& batch(std::int64_t num_tokens);
   bool is_right(const Request& request, const Steps& steps, TokenBatch& batch,
                 std::string_view name, Trial& trial, double* call_us);
+  double energy_mj(const Graph& graph, int num_calls, double call_us);
   void time(const Request& request, const Steps& steps, TokenBatch& batch, double call_us,
             Trial& trial);
 
@@ -86,13 +90,20 @@ Gpu select_gpu(int ordinal) {
               fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
 }
 
-std::unique_ptr<Nvml> open_nvml(int ordinal) {
+// Null: no clock check, and no energy. Throws Error(device) when that is wanted and not to be had.
+std::unique_ptr<Nvml> open_nvml(int ordinal, bool with_energy) {
   char pci_bus_id[32] = {};
   check_cuda(cudaDeviceGetPCIBusId(pci_bus_id, sizeof pci_bus_id, ordinal),
              "cudaDeviceGetPCIBusId");
   std::string why;
   auto nvml = Nvml::open(pci_bus_id, why);
   if (!nvml) spdlog::debug("no clock check: {}", why);
+  if (with_energy && !(nvml && nvml->energy_mj())) {
+    throw Error(ErrorKind::device,
+                fmt::format("the energy counter of GPU {} cannot be read: {}; choose another "
+                            "objective than energy",
+                            ordinal, nvml ? "NVML has none for it" : why));
+  }
   return nvml;
 }
 
@@ -102,7 +113,7 @@ DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,
       problem_(problem),
       options_(options),
       compiler_(arch_name(gpu_), options.cache_dir, options.num_threads),
-      nvml_(open_nvml(ordinal)) {
+      nvml_(open_nvml(ordinal, options.with_energy)) {
   const bool fp8 = gpu_.cc() >= 89 && (is_fp8(problem.dtype) || options.with_fp8);
   layer_ = std::make_unique<Layer>(gpu_, problem_, fp8, compiler_);
   const LayerShape& s = problem_.shape;
@@ -216,6 +227,25 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   return false;
 }
 
+// Of one call; 0 when the counter fails.
+double DeviceEvaluator::energy_mj(const Graph& graph, int num_calls, double call_us) {
+  const int num_replays =
+      std::max(1, static_cast<int>(kEnergyRunUs / std::max(call_us * num_calls, 1.0)));
+  const Event begin;
+  const Event end;
+  EnergyMeter meter;
+  meter.run = [&] {
+    begin.record(layer_->stream());
+    for (int i = 0; i < num_replays; ++i) graph.launch(layer_->stream());
+    end.record(layer_->stream());
+    const double us = elapsed_us(begin, end);
+    busy_us_ += us;
+    return us;
+  };
+  meter.read_mj = [this] { return nvml_->energy_mj(); };
+  return energy_of_run_mj(meter).value_or(0) / (1.0 * num_replays * num_calls);
+}
+
 void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatch& batch,
                            double call_us, Trial& trial) {
   if (!request.thorough && request.stop_above_us > 0 && call_us > kFirstLookUs &&
@@ -248,6 +278,9 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
   busy_us_ += timed.busy_us;
   trial.timing = timed.timing;
   trial.screened_out = timed.stopped;
+  if (options_.with_energy && request.thorough && request.stage == Stage::layer) {
+    trial.energy_mj = energy_mj(graph, options.num_calls, trial.timing.median_us);
+  }
 }
 
 Trial DeviceEvaluator::evaluate(const Request& request) {
@@ -272,6 +305,7 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
     trial.status = verdict->second.status;
     trial.reason = verdict->second.reason;
     if (trial.status == TrialStatus::ok) {
+      trial.workspace_bytes = workspace_bytes(at(request.num_tokens), request.stage, request.plan);
       TokenBatch& inputs = batch(request.num_tokens);
       double call_us = 0;
       if (is_right(request, steps, inputs, to_string(problem_.routing), trial, &call_us)) {

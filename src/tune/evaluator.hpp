@@ -34,6 +34,8 @@ struct EvaluatorOptions {
   int num_routings = 8;
   // Quantised weights beside the bf16 ones although the dtype is bf16: FP8 is a searched axis.
   bool with_fp8 = false;
+  // Thorough layers also say what energy a call takes, which costs half a second each.
+  bool with_energy = false;
 };
 
 class Evaluator {
@@ -52,7 +54,8 @@ class Evaluator {
 };
 
 // `problem.num_tokens` is the largest token count that will be asked for. Weights and inputs are
-// made once. Throws Error(device) saying how many bytes are needed when the layer does not fit.
+// made once. Throws Error(device) saying how many bytes are needed when the layer does not fit, and
+// when the energy that is wanted cannot be had.
 std::unique_ptr<Evaluator> make_device_evaluator(int ordinal, const Problem& problem,
                                                  const EvaluatorOptions& options);
 std::unique_ptr<Evaluator> make_offline_evaluator(const Gpu& gpu, const Problem& problem,

@@ -54,12 +54,15 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
 }  // namespace
 
 std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Plan> seeds,
-                        const Allowance& allowance, Proposals* later) {
+                        const Allowance& allowance, Proposals* later, bool by_time) {
   std::vector<Trial> trials;
   std::map<std::string, std::size_t> seen;
   double best_us = 0;
   const auto request = [&](const Plan& plan) {
-    return Request{proposals.stage(), proposals.num_tokens(), plan, best_us * kRaceBand, false};
+    return Request{.stage = proposals.stage(),
+                   .num_tokens = proposals.num_tokens(),
+                   .plan = plan,
+                   .stop_above_us = by_time ? best_us * kRaceBand : 0};
   };
   const auto look = [&](const Plan& plan) {
     seen.emplace(plan.key(), trials.size());

@@ -189,7 +189,10 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
     if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
   const Allowance allowance =
       share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, stage == Stage::gemm2);
-  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later);
+  // Of energy nothing is known before the layers: until then it is time that decides.
+  const bool by_time =
+      settings_.objective == Objective::time || settings_.objective == Objective::energy;
+  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later, by_time);
   begin_next(stage, trials);
   // After the race: a resumed search finds its own entries in the table, and strategies that learn
   // must decide as they did before.
@@ -207,12 +210,14 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
   // The reference is measured even where the settings exclude it (FP8 on): it cannot win then.
   std::erase_if(trials,
                 [&](const Trial& trial) { return !proposals.allows(trial.plan.steps.front()); });
+  if (!by_time) keep_best(trials, settings_.objective, true);
   settle(trials, nullptr, settings_.variants);
   std::vector<Plan> finalists;
   for (const Trial& trial : pick(trials, settings_.num_finalists, kFinalistBand)) {
     finalists.push_back(trial.plan);
   }
   std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens);
+  if (!by_time) keep_best(finals, settings_.objective, true);
   settle(finals, nullptr, settings_.variants);
   winners.clear();
   for (const Trial& trial : finals) winners.push_back(trial.plan);
@@ -255,6 +260,12 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   if (!allows(proposals, reference)) {
     std::erase_if(layers, [&](const Trial& trial) { return trial.plan == reference; });
   }
+  const bool any_works = !layers.empty();
+  keep_best(layers, settings_.objective, false);
+  if (any_works && layers.empty()) {
+    listener_.note(fmt::format("{} tokens: layers work, but their {} is not known", num_tokens,
+                               to_string(settings_.objective)));
+  }
   entry.tie = settle(layers, &reference, settings_.variants);
   if (layers.empty()) return {};
 
@@ -263,6 +274,9 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   entry.timing = winner.timing;
   entry.speedup = entry.reference_us / winner.timing.median_us;
   entry.rel_err = winner.rel_err;
+  entry.quantisation_err = winner.quantisation_err;
+  entry.energy_mj = winner.energy_mj;
+  entry.workspace_bytes = winner.workspace_bytes;
   entry.registers = winner.registers;
   entry.smem_bytes = winner.smem_bytes;
   entry.source = winner.source;
@@ -290,6 +304,7 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
                     const std::function<bool()>& stop, SearchListener& listener) {
   SearchResult result;
   result.table = std::move(table);
+  result.table.objective = settings.objective;
   result.table.complete = false;
   const auto began = std::chrono::steady_clock::now();
   const Usage before = evaluator.usage();

@@ -61,6 +61,7 @@ Opening decode_open(const ordered_json& json) {
   json.at("num_threads").get_to(opening.options.num_threads);
   json.at("num_routings").get_to(opening.options.num_routings);
   json.at("with_fp8").get_to(opening.options.with_fp8);
+  json.at("with_energy").get_to(opening.options.with_energy);
   return opening;
 }
 
@@ -203,7 +204,7 @@ Usage decode_usage(const ordered_json& json) {
 
 ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOptions& options) {
   // Named one by one, so that a new option does not compile until it is sent, too.
-  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8] = options;
+  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8, with_energy] = options;
   return {{"ordinal", ordinal},
           {"model", problem.shape.model},
           {"num_experts", problem.shape.num_experts},
@@ -218,7 +219,8 @@ ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOpt
           {"records_dir", records_dir},
           {"num_threads", num_threads},
           {"num_routings", num_routings},
-          {"with_fp8", options.with_fp8}};
+          {"with_fp8", with_fp8},
+          {"with_energy", with_energy}};
 }
 
 namespace {

@@ -543,6 +543,27 @@ TEST_CASE("search: the least error, memory or energy wins where that is the obje
   CHECK(point_of(thrifty, "gemm2", "FP8") == 1);
 }
 
+TEST_CASE("search: with FP8 as an axis the best of each choice reaches the layers") {
+  FakeSearch fake;
+  fake.settings.token_counts = {32};
+  fake.settings.fp8 = Fp8Mode::both;
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    for (const Step& step : request.plan.steps)  // beyond what a race of both would look at
+      if (step.point.at("FP8") == 1) trial.timing.median_us -= 50;
+    trial.screened_out =
+        request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us;
+  };
+  fake.run(evaluator);
+  const auto is_best_bf16 = [](const Request& request) {
+    const Point& first = request.plan.steps.front().point;
+    const Point& second = request.plan.steps.back().point;
+    return request.stage == Stage::layer && first.at("FP8") == 0 && second.at("FP8") == 0 &&
+           first.at("BLOCK_SIZE_N") == 128 && second.at("BLOCK_SIZE_N") == 32;
+  };
+  CHECK(std::any_of(evaluator.requests.begin(), evaluator.requests.end(), is_best_bf16));
+}
+
 TEST_CASE("search: where the objective is not known there is no entry, and that is said") {
   FakeSearch fake;
   fake.settings.token_counts = {32};

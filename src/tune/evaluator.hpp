@@ -27,6 +27,12 @@ struct Request {
   bool is_later = false;
 };
 
+// Whether a GEMM's plan multiplies in fp8. Where that is searched, each choice races by itself: the
+// search reports what it does.
+inline bool is_fp8(const Plan& plan) {
+  return !plan.steps.empty() && plan.steps.front().point.value_or("FP8", 0) == 1;
+}
+
 struct EvaluatorOptions {
   std::string cache_dir;    // cubin cache
   std::string records_dir;  // offline: results/ with recorded times

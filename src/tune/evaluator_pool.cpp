@@ -170,7 +170,7 @@ EvaluatorPool::JobPtr EvaluatorPool::pick(Member& member) {
   }
   // The bound that holds now: when the look was announced there may have been none.
   if (!job->is_asked && job->request.stage == stage_ && job->request.num_tokens == num_tokens_)
-    job->request.stop_above_us = stop_above_us_;
+    job->request.stop_above_us = stop_above_us_.at(is_fp8(job->request.plan));
   return job;
 }
 
@@ -261,11 +261,13 @@ Trial EvaluatorPool::evaluate(const Request& request) {
     job->is_look = false;
     only->thorough.push_back(job);
   } else {
-    if (request.stage != stage_ || request.num_tokens != num_tokens_)
+    if (request.stage != stage_ || request.num_tokens != num_tokens_) {
       drop_looks(stage_, num_tokens_);
+      stop_above_us_ = {};
+    }
     stage_ = request.stage;
     num_tokens_ = request.num_tokens;
-    stop_above_us_ = request.stop_above_us;
+    stop_above_us_.at(is_fp8(request.plan)) = request.stop_above_us;
     if (const auto look = looks_.find(look_key(request)); look != looks_.end()) {
       job = look->second;
       if (job->state != State::waiting) --num_ahead_;

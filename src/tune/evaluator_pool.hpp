@@ -2,6 +2,7 @@
 // compared on one GPU.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -91,7 +92,7 @@ class EvaluatorPool : public Evaluator {
   std::size_t next_member_ = 0;
   Stage stage_ = Stage::layer;  // of the last look asked for
   std::int64_t num_tokens_ = 0;
-  double stop_above_us_ = 0;
+  std::array<double, 2> stop_above_us_{};  // [is_fp8]
   std::map<std::int64_t, Member*> homes_;  // by token count
   bool is_ending_ = false;
 };

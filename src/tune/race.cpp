@@ -1,6 +1,7 @@
 #include "tune/race.hpp"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <string>
 #include <utility>
@@ -57,20 +58,25 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
                         const Allowance& allowance, Proposals* later, bool by_time) {
   std::vector<Trial> trials;
   std::map<std::string, std::size_t> seen;
-  double best_us = 0;
+  std::array<double, 2> best_us{};  // [is_fp8]; 0: none yet
   const auto request = [&](const Plan& plan) {
     return Request{.stage = proposals.stage(),
                    .num_tokens = proposals.num_tokens(),
                    .plan = plan,
-                   .stop_above_us = by_time ? best_us * kRaceBand : 0};
+                   .stop_above_us = by_time ? best_us.at(is_fp8(plan)) * kRaceBand : 0};
   };
   const auto look = [&](const Plan& plan) {
     seen.emplace(plan.key(), trials.size());
     trials.push_back(runner.run(request(plan), 0));
     const Trial& trial = trials.back();
-    if (has_good_time(trial) && (best_us == 0 || trial.timing.median_us < best_us)) {
-      best_us = trial.timing.median_us;
+    double& best = best_us.at(is_fp8(plan));
+    if (has_good_time(trial) && (best == 0 || trial.timing.median_us < best)) {
+      best = trial.timing.median_us;
     }
+  };
+  const auto best_of_both = [&best_us] {
+    const auto [least, most] = std::minmax_element(best_us.begin(), best_us.end());
+    return *least > 0 ? *least : *most;
   };
 
   proposals.num_prefetched = 0;  // what was announced for later is wanted now
@@ -94,7 +100,7 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
       }
       candidate.strategy->observe(candidate.point, trials[seen.at(plan.key())]);
     }
-  } while (proposals.refill(best_us));
+  } while (proposals.refill(best_of_both()));
   return trials;
 }
 

@@ -258,6 +258,21 @@ TEST_CASE("pool: the others look ahead while one measures finalists, but not at 
   CHECK(num_ahead >= 15);
 }
 
+TEST_CASE("pool: a single member is kept busy, but a kill loses little of what it did ahead") {
+  Seen seen;
+  EvaluatorPool pool({make(1, seen)});
+  const std::vector<Request> announced = looks(50);
+  pool.prefetch(announced);
+  const auto num_evaluated = [&] {
+    usleep(30'000);
+    const std::lock_guard lock(seen.mutex);
+    return seen.evaluated[1].size();
+  };
+  CHECK(num_evaluated() == 2);
+  for (int i = 0; i < 10; ++i) pool.evaluate(announced[static_cast<std::size_t>(i)]);
+  CHECK(num_evaluated() == 12);
+}
+
 TEST_CASE("pool: a look that is announced again is compiled where it was the first time") {
   Seen seen;
   {

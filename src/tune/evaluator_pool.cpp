@@ -14,6 +14,8 @@ namespace {
 // Looks measured but not yet asked for, a member: what a kill of the search may lose, and what a
 // slow trial elsewhere may let pile up.
 constexpr std::size_t kAhead = 48;
+// Of a single member: no more than keeps it busy while its last answer is dealt with.
+constexpr std::size_t kAheadAlone = 2;
 
 std::string look_key(const Request& request) {
   return fmt::format("{}|{}|{}", to_string(request.stage), request.num_tokens, request.plan.key());
@@ -158,7 +160,8 @@ EvaluatorPool::JobPtr EvaluatorPool::pick(Member& member) {
     return job;
   }
   if (JobPtr job = pick_look(urgent_)) return job;
-  if (num_ahead_ >= kAhead * members_.size()) return nullptr;
+  const std::size_t most = members_.size() == 1 ? kAheadAlone : kAhead * members_.size();
+  if (num_ahead_ >= most) return nullptr;
   JobPtr job = pick_look(member.looks);
   // Nothing of its own: help whoever has most left.
   while (!job) {

@@ -1,5 +1,5 @@
-// Several evaluators of the same kind of GPU as one: first looks are shared out, winners are
-// compared on one GPU.
+// One or more evaluators of the same kind of GPU as one: first looks are measured ahead and shared
+// out, winners are compared on one GPU.
 #pragma once
 
 #include <array>

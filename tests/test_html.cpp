@@ -175,6 +175,10 @@ TEST_CASE("pareto: a layer stands where none is better in both, by more than noi
   CHECK(fronts[0].points[1].plan.steps[0].point.at("BLOCK_SIZE_M") == 32);
   CHECK(fronts[0].points[2].first == 40);
   CHECK(pareto_fronts(trials, Objective::time, Objective::energy).empty());
+  const auto turned = pareto_fronts(trials, Objective::error, Objective::time);
+  REQUIRE(turned[0].points.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(turned[0].points[i].plan == fronts[0].points[2 - i].plan);
 
   ReportData data = gather(sample_record(), std::nullopt);
   data.trials = trials;

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <tuple>
 
@@ -15,7 +14,15 @@
 namespace moetune {
 namespace {
 
-constexpr double kBetter = 0.99;
+constexpr double kNoise = 1.01;
+
+// Better in one, and in the other no worse than by noise. Free of cycles: what it compares falls in
+// first * second each time.
+bool beats(const ParetoPoint& a, const ParetoPoint& b) {
+  const auto better = [](double x, double y) { return x * kNoise < y; };
+  return (better(a.first, b.first) && !better(b.second, a.second)) ||
+         (better(a.second, b.second) && !better(b.first, a.first));
+}
 
 ParetoFront front_of(std::int64_t num_tokens, std::vector<ParetoPoint> points) {
   std::sort(points.begin(), points.end(), [](const ParetoPoint& a, const ParetoPoint& b) {
@@ -23,11 +30,13 @@ ParetoFront front_of(std::int64_t num_tokens, std::vector<ParetoPoint> points) {
            std::tuple(b.first, b.second, b.plan.key());
   });
   ParetoFront front{num_tokens, {}};
-  double least = std::numeric_limits<double>::infinity();
-  for (ParetoPoint& point : points) {
-    if (!(point.second < kBetter * least)) continue;
-    least = point.second;
-    front.points.push_back(std::move(point));
+  for (const ParetoPoint& point : points) {
+    const bool is_beaten = std::any_of(points.begin(), points.end(), [&](const ParetoPoint& other) {
+      return beats(other, point);
+    });
+    // Of those that are equal in both the first stands for all.
+    const bool is_new = front.points.empty() || point.second * kNoise < front.points.back().second;
+    if (!is_beaten && is_new) front.points.push_back(point);
   }
   return front;
 }
@@ -128,7 +137,8 @@ std::string cost_text(Objective objective, double cost, Source source) {
 }
 
 std::string pareto_markdown(const ReportData& data) {
-  const auto [first, second] = data.pareto;
+  const Objective first = data.pareto.first;
+  const Objective second = data.pareto.second;
   const auto fronts = pareto_fronts(data.trials, first, second);
   if (fronts.empty()) return "";
   return fmt::format("\n#### {}\n\n| tokens | {} | {} | gemm1 | gemm2 |\n|--:|--:|--:|---|---|\n",
@@ -145,7 +155,8 @@ std::string pareto_markdown(const ReportData& data) {
 }
 
 std::string pareto_html(const ReportData& data) {
-  const auto [first, second] = data.pareto;
+  const Objective first = data.pareto.first;
+  const Objective second = data.pareto.second;
   const auto fronts = pareto_fronts(data.trials, first, second);
   if (fronts.empty()) return "";
   return fmt::format(

@@ -26,8 +26,7 @@ struct ParetoFront {
 };
 
 // By token count, of the whole layers among `trials` that have both costs, each the mean over its
-// rounds. To stand beside one that is better in the first objective a layer must be more than 1 %
-// better in the second: less is noise.
+// rounds. Differences of less than 1 % are noise.
 std::vector<ParetoFront> pareto_fronts(std::span<const TimedTrial> trials, Objective first,
                                        Objective second);
 

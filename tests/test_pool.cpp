@@ -231,13 +231,15 @@ TEST_CASE("pool: what was announced and is not asked for neither blocks nor is w
   CHECK(num_evaluated < 10 * 100);
 }
 
-TEST_CASE("pool: the others look ahead while one measures finalists, but not at what is thorough") {
+TEST_CASE(
+    "pool: while one measures finalists the others, and they alone, look at what is to come") {
   Seen seen;
   const auto slow = [](const Request& request) {
     if (request.thorough) usleep(100'000);
   };
   {
     EvaluatorPool pool({make(1, seen, slow), make(2, seen, slow)});
+    pool.evaluate(look(0));
     std::vector<Request> later;
     for (int i = 0; i < 20; ++i) {
       later.push_back(look(i));
@@ -247,13 +249,21 @@ TEST_CASE("pool: the others look ahead while one measures finalists, but not at 
       later.back().thorough = true;
     }
     pool.prefetch(later);
+    pool.prefetch(std::vector{look(1)});
+    usleep(20'000);
+    {
+      const std::lock_guard lock(seen.mutex);
+      // The race at hand goes on, also past what was announced before; nobody leaves it.
+      CHECK(seen.evaluated[1].size() + seen.evaluated[2].size() == 2);
+    }
     for (int i = 0; i < 3; ++i) CHECK(pool.evaluate(thorough(i)).registers == 1);
   }
-  CHECK(seen.num_prefetched[1] + seen.num_prefetched[2] == 40);  // compiled, all of them
+  CHECK(seen.num_prefetched[1] + seen.num_prefetched[2] == 41);  // compiled, all of them
+  for (const Request& request : seen.evaluated[1]) CHECK(request.num_tokens == 64);
   std::size_t num_ahead = 0;
   for (const Request& request : seen.evaluated[2]) {
     CHECK_FALSE(request.thorough);
-    ++num_ahead;
+    num_ahead += request.num_tokens == 128;
   }
   CHECK(num_ahead >= 15);
 }

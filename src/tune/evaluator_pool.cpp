@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "core/error.hpp"
@@ -159,34 +160,42 @@ EvaluatorPool::JobPtr EvaluatorPool::pick(Member& member) {
     job->state = State::running;
     return job;
   }
-  if (JobPtr job = pick_look(urgent_)) return job;
+  if (JobPtr job = pick_look(urgent_, true)) return job;
   const std::size_t most = members_.size() == 1 ? kAheadAlone : kAhead * members_.size();
   if (num_ahead_ >= most) return nullptr;
-  JobPtr job = pick_look(member.looks);
+  const bool any_count = num_tokens_ == 0 || (in_finals_ && &member != home(num_tokens_));
+  JobPtr job = pick_look(member.looks, any_count);
   // Nothing of its own: help whoever has most left.
-  while (!job) {
-    const auto most = std::max_element(
-        members_.begin(), members_.end(),
-        [](const auto& a, const auto& b) { return a->looks.size() < b->looks.size(); });
-    if ((*most)->looks.empty()) return nullptr;
-    job = pick_look((*most)->looks);
+  std::set<Member*> asked{&member};
+  while (!job && asked.size() < members_.size()) {
+    Member* fullest = nullptr;
+    for (const auto& other : members_) {
+      if (asked.contains(other.get())) continue;
+      if (fullest == nullptr || other->looks.size() > fullest->looks.size()) fullest = other.get();
+    }
+    asked.insert(fullest);
+    job = pick_look(fullest->looks, any_count);
   }
   // The bound that holds now: when the look was announced there may have been none.
-  if (!job->is_asked && job->request.stage == stage_ && job->request.num_tokens == num_tokens_)
+  if (job && !job->is_asked && job->request.stage == stage_ &&
+      job->request.num_tokens == num_tokens_) {
     job->request.stop_above_us = stop_above_us_.at(is_fp8(job->request.plan));
+  }
   return job;
 }
 
-EvaluatorPool::JobPtr EvaluatorPool::pick_look(std::deque<JobPtr>& looks) {
-  while (!looks.empty()) {
-    JobPtr job = std::move(looks.front());
-    looks.pop_front();
-    if (job->state != State::waiting || job->is_dropped) continue;
-    job->state = State::running;
-    if (!job->is_asked) ++num_ahead_;
-    return job;
-  }
-  return nullptr;
+EvaluatorPool::JobPtr EvaluatorPool::pick_look(std::deque<JobPtr>& looks, bool any_count) {
+  std::erase_if(looks,
+                [](const JobPtr& job) { return job->state != State::waiting || job->is_dropped; });
+  const auto found = std::find_if(looks.begin(), looks.end(), [&](const JobPtr& job) {
+    return any_count || job->request.num_tokens == num_tokens_;
+  });
+  if (found == looks.end()) return nullptr;
+  JobPtr job = *found;
+  looks.erase(found);
+  job->state = State::running;
+  if (!job->is_asked) ++num_ahead_;
+  return job;
 }
 
 EvaluatorPool::Member* EvaluatorPool::home(std::int64_t num_tokens) {
@@ -251,6 +260,8 @@ Trial EvaluatorPool::evaluate(const Request& request) {
   Member* only = nullptr;
   if (request.thorough) {
     // The finals have begun: what was announced of these looks will not be asked for.
+    num_tokens_ = request.num_tokens;
+    in_finals_ = true;
     drop_looks(request.stage, request.num_tokens);
     only = home(request.num_tokens);
     if (!only->works) {
@@ -270,6 +281,7 @@ Trial EvaluatorPool::evaluate(const Request& request) {
     }
     stage_ = request.stage;
     num_tokens_ = request.num_tokens;
+    in_finals_ = false;
     stop_above_us_.at(is_fp8(request.plan)) = request.stop_above_us;
     if (const auto look = looks_.find(look_key(request)); look != looks_.end()) {
       job = look->second;

@@ -23,6 +23,8 @@ namespace moetune {
 // The pool therefore measures the announced looks ahead, all members at once, and has the answer
 // when it is asked for. What it must not share out it does not: thorough requests of one token
 // count, the finalists' and the layers', all go to the same member, the first that still works.
+// Inputs and references of another token count take a GPU long to make, so looks of one to come are
+// left to the others while that member is at the finals.
 //
 // Each member lives in a thread of its own. One that is lost (its evaluate() throws Error(device))
 // hands what it had to the others; the search goes on while any is left, unless the lost one holds
@@ -76,7 +78,7 @@ class EvaluatorPool : public Evaluator {
   void lose(Member& member, const JobPtr& job);
   // These are called with the mutex held.
   JobPtr pick(Member& member);
-  JobPtr pick_look(std::deque<JobPtr>& looks);
+  JobPtr pick_look(std::deque<JobPtr>& looks, bool any_count);
   Member* home(std::int64_t num_tokens);
   void drop_looks(Stage stage, std::int64_t num_tokens);
   void forget(std::map<std::string, JobPtr>::iterator look);
@@ -90,8 +92,9 @@ class EvaluatorPool : public Evaluator {
   std::deque<JobPtr> urgent_;            // looks that are waited for; before all others
   std::size_t num_ahead_ = 0;            // looks running or done that nobody has asked for
   std::size_t next_member_ = 0;
-  Stage stage_ = Stage::layer;  // of the last look asked for
-  std::int64_t num_tokens_ = 0;
+  Stage stage_ = Stage::layer;             // of the last look asked for
+  std::int64_t num_tokens_ = 0;            // of the last request; 0: none yet
+  bool in_finals_ = false;                 // the last request was thorough
   std::array<double, 2> stop_above_us_{};  // [is_fp8]
   std::map<std::int64_t, Member*> homes_;  // by token count
   bool is_ending_ = false;

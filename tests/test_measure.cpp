@@ -174,6 +174,11 @@ TEST_CASE("workspace: what a call keeps between its kernels, counted by hand") {
   plan.steps[1].point.set("SPLIT_K", 1);
   plan.steps[0].point.set("FUSE_SWIGLU", 1);  // gate and up never reach memory
   CHECK(workspace_bytes(problem, Stage::layer, plan) == 6 * 512 * 2 + gemm2);
+  for (Step& step : plan.steps) step.point.set("FP8", 1);
+  // 3 rows of the input and 6 of the activation, with 2 and 4 scales each; packed rows' lie 8
+  // apart.
+  CHECK(workspace_bytes(problem, Stage::layer, plan) ==
+        6 * 512 * 2 + gemm2 + 3 * (256 + 4 * 2) + 6 * 512 + 4 * (8 * 4 + 512));
   plan.steps.pop_back();
   CHECK_THROWS_WITH_AS(workspace_bytes(problem, Stage::layer, plan),
                        doctest::Contains("lacks its step gemm2"), Error);

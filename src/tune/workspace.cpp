@@ -21,6 +21,12 @@ std::int64_t num_groups(std::int64_t columns) {
   return (columns + kScaleGroup - 1) / kScaleGroup;
 }
 
+// fp32, by columns of 128, of packed rows.
+std::int64_t packed_scale_bytes(std::int64_t slots, std::int64_t columns) {
+  constexpr std::int64_t kReadBeyond = 512;
+  return 4 * ((slots + 3) / 4 * 4 * num_groups(columns) + kReadBeyond);
+}
+
 }  // namespace
 
 std::int64_t workspace_bytes(const Problem& problem, Stage stage, const Plan& plan) {
@@ -34,6 +40,13 @@ std::int64_t workspace_bytes(const Problem& problem, Stage stage, const Plan& pl
     if (gemm1.output == Output::bf16) sum += values * 2;
     if (gemm1.output == Output::partial) sum += values * 4 * gemm1.split_k;
     fp8 = gemm1.fp8;
+    if (!gemm1.gathers) {
+      sum += slots * s.hidden_size * (fp8 ? 1 : 2);
+      if (fp8) sum += packed_scale_bytes(slots, s.hidden_size);
+    } else if (fp8) {
+      const bool is_a_row = problem.dtype == Dtype::fp8_tensor;
+      sum += problem.num_tokens * (s.hidden_size + 4 * (is_a_row ? 1 : num_groups(s.hidden_size)));
+    }
   }
   if (stage != Stage::gemm1) {
     const GemmLaunch gemm2 = launch_of(problem, Stage::gemm2, plan);
@@ -41,11 +54,7 @@ std::int64_t workspace_bytes(const Problem& problem, Stage stage, const Plan& pl
     sum += problem.num_tokens * s.hidden_size * 2;
     fp8 = gemm2.fp8;
   }
-  if (fp8) sum += slots * (s.intermediate_size + 4 * num_groups(s.intermediate_size));
-  if (fp8 && stage == Stage::layer) {
-    const bool is_a_row = problem.dtype == Dtype::fp8_tensor;
-    sum += problem.num_tokens * (s.hidden_size + 4 * (is_a_row ? 1 : num_groups(s.hidden_size)));
-  }
+  if (fp8) sum += slots * s.intermediate_size + packed_scale_bytes(slots, s.intermediate_size);
   return sum;
 }
 

@@ -281,25 +281,29 @@ TEST_CASE("layer: many tokens are sorted by several blocks and give the same res
   CHECK(trial.rel_err <= 0.006);
 }
 
-TEST_CASE(
-    "layer: it reserves what workspace_bytes() says, and the quantised input is its batch's") {
+TEST_CASE("layer: it reserves what workspace_bytes() says, and its batch the quantised input") {
   if (no_gpu()) return;
   const Gpu gpu = list_gpus()[0];
-  const Problem problem = small_problem(Dtype::bf16, 512, 256);
   Compiler compiler(arch_name(gpu), "", 0);
-  Plan plan = reference_plan(gpu, problem);
-  for (const int split_k : {1, 4}) {
-    plan.steps[1].point.set("SPLIT_K", split_k);
-    Layer layer(gpu, problem, false, compiler);
-    const auto batch = layer.make_batch(problem, 1);
-    const auto step = [&](std::size_t i, Stage stage) {
-      const Step& of = plan.steps[i];
-      return GemmStep{find_variant(of.variant).launch(problem, stage, of.point), nullptr};
-    };
-    const GemmStep gemm1 = step(0, Stage::gemm1);
-    const GemmStep gemm2 = step(1, Stage::gemm2);
-    layer.prepare(Stage::layer, &gemm1, &gemm2, *batch);
-    CHECK(layer.workspace_bytes() == workspace_bytes(problem, Stage::layer, plan));
+  for (const bool fp8 : {false, true}) {
+    if (fp8 && gpu.cc() < 89) continue;
+    for (const int split_k : {1, 4}) {
+      const Problem problem = small_problem(fp8 ? Dtype::fp8_block : Dtype::bf16, 512, 256);
+      Plan plan = reference_plan(gpu, problem);
+      for (Step& step : plan.steps) step.point.set("FP8", fp8 ? 1 : 0);
+      plan.steps[1].point.set("SPLIT_K", split_k);
+      Layer layer(gpu, problem, fp8, compiler);
+      const auto batch = layer.make_batch(problem, 1);
+      const auto step = [&](std::size_t i, Stage stage) {
+        const Step& of = plan.steps[i];
+        return GemmStep{find_variant(of.variant).launch(problem, stage, of.point), nullptr};
+      };
+      const GemmStep gemm1 = step(0, Stage::gemm1);
+      const GemmStep gemm2 = step(1, Stage::gemm2);
+      layer.prepare(Stage::layer, &gemm1, &gemm2, *batch);
+      const auto x_bytes = static_cast<std::int64_t>(batch->x_q.size() + batch->x_scale.size());
+      CHECK(layer.workspace_bytes() + x_bytes == workspace_bytes(problem, Stage::layer, plan));
+    }
   }
 }
 

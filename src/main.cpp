@@ -78,6 +78,7 @@ int run(int argc, char** argv) {
   add_space(app, chosen);
   add_replay(app, chosen);
   add_merge(app, chosen);
+  add_compare(app, chosen);
   add_report(app, chosen);
   add_worker(app, chosen);
   try {

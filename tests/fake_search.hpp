@@ -65,7 +65,10 @@ class FakeEvaluator final : public Evaluator {
   }
   const Gpu& gpu() const override { return gpu_; }
   std::string nvrtc_version() const override { return "13.0"; }
-  void prefetch(std::span<const Request> requests) override { num_prefetched += requests.size(); }
+  void prefetch(std::span<const Request> announced) override {
+    num_prefetched += announced.size();
+    if (on_prefetch) on_prefetch(announced);
+  }
   Trial evaluate(const Request& request) override {
     requests.push_back(request);
     usleep(static_cast<useconds_t>(sleep_us));
@@ -86,12 +89,16 @@ class FakeEvaluator final : public Evaluator {
     trial.timing.p90_us = trial.timing.median_us * 1.001;
     return trial;
   }
-  double busy_s() const override { return 0.001 * static_cast<double>(requests.size()); }
+  Usage usage() const override {
+    const double busy_s = 0.001 * static_cast<double>(requests.size());
+    return {.busy_s = busy_s, .compile_s = 3 * busy_s, .peak_host_bytes = 1 << 20};
+  }
 
   std::vector<Request> requests;
   std::size_t num_prefetched = 0;
   int sleep_us = 0;
   std::function<void(const Request&, Trial&)> alter;
+  std::function<void(std::span<const Request>)> on_prefetch;
 
  private:
   Gpu gpu_;

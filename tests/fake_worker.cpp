@@ -44,7 +44,7 @@ void behave(const std::string& how) {
   if (how == "exception") throw std::runtime_error("unforeseen");
   if (how == "garbage" || how == "half_line" || how == "no_trial" || how == "bad_kind") {
     const std::string text = how == "garbage"    ? "\x01\xff not json\n"
-                             : how == "no_trial" ? "{\"trial\": {\"stage\": 7}, \"busy_s\": 0}\n"
+                             : how == "no_trial" ? "{\"trial\": {\"stage\": 7}, \"usage\": {}}\n"
                              : how == "bad_kind"
                                  ? "{\"error\": {\"kind\": 77, \"message\": \"\"}}\n"
                                  : "{\"trial\": ";
@@ -83,7 +83,7 @@ class FakeEvaluator : public Evaluator {
     trial.reason = "bytes \xff of a driver";
     return trial;
   }
-  double busy_s() const override { return busy_s_; }
+  Usage usage() const override { return {busy_s_, 2 * busy_s_, 1}; }
 
  private:
   Gpu gpu_;

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/gpu.hpp"
+#include "core/objective.hpp"
 #include "core/point.hpp"
 #include "core/problem.hpp"
 #include "core/text.hpp"
@@ -169,7 +170,9 @@ TEST_CASE("trial: JSON round trip keeps everything, a failed check's NaN too") {
   trial.rel_err = 0.004;
   trial.registers = 128;
   trial.smem_bytes = 65536;
-  trial.timing = {12.5, 12, 13, 20, 1};
+  trial.timing = {12.5, 12, 13, 20, 1, 1410, true};
+  trial.workspace_bytes = std::int64_t{5} << 32;
+  trial.energy_mj = 0.25;
   trial.screened_out = true;
   trial.source = Source::recorded;
   nlohmann::ordered_json json = trial;
@@ -177,6 +180,10 @@ TEST_CASE("trial: JSON round trip keeps everything, a failed check's NaN too") {
   CHECK(nlohmann::ordered_json(back) == json);
   CHECK(back.plan.key() == "gemm2:portable:BLOCK_SIZE_M=64");
   CHECK(back.timing.p90_us == 13);
+  CHECK(back.timing.clock_mhz == 1410);
+  CHECK(back.timing.unsteady);
+  CHECK(back.workspace_bytes == std::int64_t{5} << 32);
+  CHECK(back.energy_mj == 0.25);
   CHECK(back.screened_out);
 
   trial.status = TrialStatus::wrong_result;
@@ -188,6 +195,31 @@ TEST_CASE("trial: JSON round trip keeps everything, a failed check's NaN too") {
   CHECK(wrong.status == TrialStatus::wrong_result);
   CHECK(wrong.reason == "not finite");
   CHECK(std::isnan(wrong.rel_err));
+}
+
+TEST_CASE("objective: names are read back, and a cost is what was measured or nothing") {
+  for (const char* name : {"time", "error", "energy", "memory"})
+    CHECK(to_string(parse_objective(name)) == name);
+  CHECK(caught([] { parse_objective("speed"); }).holds("time, error, energy, memory"));
+  Trial trial;
+  for (const Objective one :
+       {Objective::time, Objective::error, Objective::energy, Objective::memory})
+    CHECK_FALSE(cost(one, trial));
+  trial.timing.median_us = 12;
+  trial.rel_err = 0.003;
+  trial.energy_mj = 7;
+  trial.workspace_bytes = 4096;
+  CHECK(cost(Objective::time, trial) == 12);
+  CHECK(cost(Objective::error, trial) == 0.003);
+  CHECK(cost(Objective::energy, trial) == 7);
+  CHECK(cost(Objective::memory, trial) == 4096);
+  trial.quantisation_err = 0.05;  // against bf16, which is what a user loses
+  CHECK(cost(Objective::error, trial) == 0.05);
+  trial.rel_err = std::numeric_limits<double>::quiet_NaN();
+  trial.quantisation_err = 0;
+  CHECK_FALSE(cost(Objective::error, trial));
+  trial.status = TrialStatus::wrong_result;
+  CHECK_FALSE(cost(Objective::time, trial));
 }
 
 TEST_CASE("trial: damaged JSON is an input error that names the field") {

@@ -5,6 +5,7 @@
 #include "report/html_page.hpp"
 #include "report/html_views.hpp"
 #include "report/markdown.hpp"
+#include "report/pareto.hpp"
 #include "tests/report_trials.hpp"
 #include "tune/journal.hpp"
 
@@ -150,6 +151,52 @@ TEST_CASE("html: what was not measured says so in the page and in Markdown") {
   const std::string text = markdown(data);
   CHECK(holds(text, "predicted | "));
   CHECK(holds(text, "not a measurement"));
+}
+
+TEST_CASE("pareto: a layer stands where none is better in both, by more than noise") {
+  const auto layer = [](int m, double time_us, double error, double quantisation_err = 0) {
+    TimedTrial timed_layer{timed(Stage::layer, 8, pair(m, 32), time_us), 1};
+    timed_layer.trial.rel_err = error;
+    timed_layer.trial.quantisation_err = quantisation_err;
+    return timed_layer;
+  };
+  std::vector<TimedTrial> trials{
+      layer(16, 10, 0.02, 0.04), layer(16, 12, 0.02, 0.04),  // two rounds: 11 us
+      layer(32, 20, 0.003),      layer(48, 21, 0.00299),     // no more than noise
+      layer(64, 30, 0.003),      layer(128, 40, 0.002),     layer(256, 15, 0)};
+  trials.push_back({timed(Stage::gemm1, 8, pair(1, 1), 1), 1});
+  trials.push_back({bad(TrialStatus::wrong_result, pair(2, 2), "", "off"), 1});
+  const auto fronts = pareto_fronts(trials, Objective::time, Objective::error);
+  REQUIRE(fronts.size() == 1);
+  CHECK(fronts[0].num_tokens == 8);
+  REQUIRE(fronts[0].points.size() == 3);
+  CHECK(fronts[0].points[0].first == 11);
+  CHECK(fronts[0].points[0].second == 0.04);
+  CHECK(fronts[0].points[1].plan.steps[0].point.at("BLOCK_SIZE_M") == 32);
+  CHECK(fronts[0].points[2].first == 40);
+  CHECK(pareto_fronts(trials, Objective::time, Objective::energy).empty());
+  const auto turned = pareto_fronts(trials, Objective::error, Objective::time);
+  REQUIRE(turned[0].points.size() == 3);
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(turned[0].points[i].plan == fronts[0].points[2 - i].plan);
+
+  ReportData data = gather(sample_record(), std::nullopt);
+  data.trials = trials;
+  CHECK(holds(markdown(data), "#### Trade-off of time and error"));
+  CHECK(holds(markdown(data), "| 8 | 11.0 | 0.04000 | "));
+  CHECK(holds(html_page(data), "<h2>Trade-off of time and error</h2>"));
+  CHECK(holds(html_page(data), "<td>8</td><td>20.0</td><td>0.00300</td>"));
+  data.pareto = {Objective::energy, Objective::memory};
+  CHECK_FALSE(holds(markdown(data), "Trade-off"));
+  CHECK_FALSE(holds(html_page(data), "Trade-off"));
+}
+
+TEST_CASE("pareto: the two objectives are named by a comma between them") {
+  CHECK(parse_objectives("energy,memory") == std::pair{Objective::energy, Objective::memory});
+  for (const char* text : {"time", "time,time", "time,speed", "", "a,b,c"}) {
+    CAPTURE(text);
+    CHECK_THROWS_AS(parse_objectives(text), Error);
+  }
 }
 
 TEST_CASE("markdown: a row for each token count") {

@@ -386,6 +386,20 @@ TEST_CASE("compiler: get jumps the queue") {
   CHECK(compiler.stats().compiled < 40);
 }
 
+TEST_CASE("compiler: what is for later waits until there is nothing else") {
+  Compiler compiler("sm_80", "", 1, kFiles);
+  compiler.submit(fill(32));
+  const auto later = compiler.submit(fill(64), true);
+  const auto wanted = compiler.submit(fill(96), true);
+  const auto soon = compiler.submit(fill(128));
+  compiler.submit(fill(96));  // is for later no more
+  CHECK(soon.get()->ok());
+  CHECK(later.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+  CHECK(wanted.get()->ok());
+  CHECK(later.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+  CHECK(later.get()->ok());
+}
+
 TEST_CASE("compiler: its end drops what is queued, and every future is answered") {
   std::vector<std::shared_future<std::shared_ptr<const Cubin>>> futures;
   {

@@ -91,6 +91,13 @@ TEST_CASE(
   faster.timing.median_us = 19;
   CHECK(is_better_entry(faster, measured));
   CHECK_FALSE(is_better_entry(measured, measured));
+  TableEntry small = measured;
+  small.timing.median_us *= 2;
+  small.workspace_bytes = 100;
+  TableEntry large = measured;
+  large.workspace_bytes = 200;
+  CHECK(is_better_entry(small, large, Objective::memory));
+  CHECK_FALSE(is_better_entry(small, large));
 }
 
 TEST_CASE(

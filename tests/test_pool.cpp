@@ -50,7 +50,7 @@ class Member final : public Evaluator {
     trial.timing.median_us = request.stop_above_us;
     return trial;
   }
-  double busy_s() const override { return id_; }
+  Usage usage() const override { return {1.0 * id_, 2.0 * id_, 1000 * id_}; }
 
  private:
   int id_;
@@ -174,7 +174,9 @@ TEST_CASE("pool: announced looks are shared out, each once, and answers fit thei
     const std::vector<Request> requests = looks(120);
     pool.prefetch(requests);
     for (const Request& request : requests) CHECK(pool.evaluate(request).plan == request.plan);
-    CHECK(pool.busy_s() == 2);
+    CHECK(pool.usage().busy_s == 2);  // of 1, 2 and 3 on average
+    CHECK(pool.usage().compile_s == 12);
+    CHECK(pool.usage().peak_host_bytes == 6000);
   }
   std::set<std::string> plans;
   std::size_t num_evaluated = 0;
@@ -227,6 +229,73 @@ TEST_CASE("pool: what was announced and is not asked for neither blocks nor is w
   std::size_t num_evaluated = 0;
   for (const auto& [id, requests] : seen.evaluated) num_evaluated += requests.size();
   CHECK(num_evaluated < 10 * 100);
+}
+
+TEST_CASE(
+    "pool: while one measures finalists the others, and they alone, look at what is to come") {
+  Seen seen;
+  const auto slow = [](const Request& request) {
+    if (request.thorough) usleep(100'000);
+  };
+  {
+    EvaluatorPool pool({make(1, seen, slow), make(2, seen, slow)});
+    pool.evaluate(look(0));
+    std::vector<Request> later;
+    for (int i = 0; i < 20; ++i) {
+      later.push_back(look(i));
+      later.back().num_tokens = 128;
+      later.push_back(later.back());
+      later.back().plan.steps[0].point.set("BLOCK_SIZE_M", 1000 + i);
+      later.back().thorough = true;
+    }
+    pool.prefetch(later);
+    pool.prefetch(std::vector{look(1)});
+    usleep(20'000);
+    {
+      const std::lock_guard lock(seen.mutex);
+      // The race at hand goes on, also past what was announced before; nobody leaves it.
+      CHECK(seen.evaluated[1].size() + seen.evaluated[2].size() == 2);
+    }
+    for (int i = 0; i < 3; ++i) CHECK(pool.evaluate(thorough(i)).registers == 1);
+  }
+  CHECK(seen.num_prefetched[1] + seen.num_prefetched[2] == 41);  // compiled, all of them
+  for (const Request& request : seen.evaluated[1]) CHECK(request.num_tokens == 64);
+  std::size_t num_ahead = 0;
+  for (const Request& request : seen.evaluated[2]) {
+    CHECK_FALSE(request.thorough);
+    num_ahead += request.num_tokens == 128;
+  }
+  CHECK(num_ahead >= 15);
+}
+
+TEST_CASE("pool: a single member is kept busy, but a kill loses little of what it did ahead") {
+  Seen seen;
+  EvaluatorPool pool({make(1, seen)});
+  const std::vector<Request> announced = looks(50);
+  pool.prefetch(announced);
+  const auto num_evaluated = [&] {
+    usleep(30'000);
+    const std::lock_guard lock(seen.mutex);
+    return seen.evaluated[1].size();
+  };
+  CHECK(num_evaluated() == 2);
+  for (int i = 0; i < 10; ++i) pool.evaluate(announced[static_cast<std::size_t>(i)]);
+  CHECK(num_evaluated() == 12);
+}
+
+TEST_CASE("pool: a look that is announced again is compiled where it was the first time") {
+  Seen seen;
+  {
+    EvaluatorPool pool({make(1, seen, [](const Request&) { usleep(20'000); }),
+                        make(2, seen, [](const Request&) { usleep(20'000); })});
+    const std::vector<Request> announced = looks(9);  // odd: the next one's turn changes
+    pool.prefetch(announced);
+    pool.prefetch(announced);
+    for (const Request& request : announced) pool.evaluate(request);
+  }
+  CHECK(seen.num_prefetched[1] == 10);
+  CHECK(seen.num_prefetched[2] == 8);
+  CHECK(seen.evaluated[1].size() + seen.evaluated[2].size() == 9);
 }
 
 TEST_CASE("pool: a member that is lost hands what it had to the others") {

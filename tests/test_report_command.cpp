@@ -96,6 +96,17 @@ TEST_CASE("report command: what is no journal, and a page that cannot be written
   CHECK(holds(full.err, "No space left on device"));
 }
 
+TEST_CASE("report command: --pareto of what nobody measured says what would measure it") {
+  const Result none = run(fmt::format("report --markdown --pareto time,energy '{}'", kJournal));
+  CHECK(none.code == 2);
+  CHECK(holds(none.err, "no layer has both time and energy"));
+  CHECK(holds(none.err, "--objective energy"));
+  const Result both = run(fmt::format("report --markdown --pareto error,time '{}/{}.jsonl'",
+                                      MOETUNE_SOURCE_DIR "/results/NVIDIA_H200", kStem));
+  CHECK(both.code == 0);
+  CHECK(holds(both.out, "Trade-off of error and time"));
+}
+
 TEST_CASE("merge command: shards in any order, what was there before takes part") {
   const TemporaryDirectory directory;
   Table one = sample_table(), two = sample_table();

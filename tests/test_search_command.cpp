@@ -121,6 +121,21 @@ TEST_CASE("search command: --json prints one document and nothing else on stdout
   CHECK(json.at("interrupted") == false);
 }
 
+TEST_CASE("search command: offline, memory can be made small, error and energy cannot") {
+  const Search search;
+  REQUIRE(search.run({"--random", "4", "--tokens", "64", "--objective", "memory", "--json"}) == 0);
+  const Json json = Json::parse(search.out());
+  CHECK(json.at("objective") == "memory");
+  const Json table = Json::parse(read_file(search.table()));
+  CHECK(table.at("objective") == "memory");
+  CHECK(table.at("entries").at("64").at("workspace_bytes") > 64 * 2 * 256 * 2);
+  for (const char* objective : {"error", "energy"}) {
+    CHECK(search.run({"--random", "4", "--tokens", "64", "--objective", objective}) == 3);
+    CHECK(holds(search.err(), std::string("--objective ") + objective + " needs a GPU"));
+  }
+  CHECK(search.run({"--objective", "speed"}) == 2);
+}
+
 TEST_CASE("search command: Ctrl-C ends it with 130, and --resume ends as if nothing happened") {
   const Search whole;
   REQUIRE(whole.run(kFew) == 0);

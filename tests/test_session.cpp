@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -418,6 +419,170 @@ TEST_CASE("search: the journal ends with what the run came to") {
   CHECK(runs[0].at("status").at("ok") == evaluator.requests.size());
   CHECK(records(fake.journal_path(), "stage").size() == 6);
   CHECK(records(fake.journal_path(), "entry").size() == 3);
+}
+
+TEST_CASE(
+    "search: the next token count's candidates are announced before the layers are measured") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  std::map<std::pair<std::int64_t, Stage>, int> for_later;  // announced before their race
+  std::map<std::int64_t, std::size_t> announced_at;         // requests done by then, by token count
+  evaluator.on_prefetch = [&](std::span<const Request> announced) {
+    for (const Request& request : announced) {
+      if (!request.is_later) continue;
+      ++for_later[{request.num_tokens, request.stage}];
+      announced_at.try_emplace(request.num_tokens, evaluator.requests.size());
+    }
+  };
+  fake.run(evaluator);
+  const std::vector<std::int64_t>& counts = fake.settings.token_counts;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    CAPTURE(counts[i]);
+    CHECK(for_later[{counts[i], Stage::gemm2}] == 14);
+    if (i == 0) continue;
+    CHECK(for_later[{counts[i], Stage::gemm1}] == 14);
+    const auto layer = std::find_if(
+        evaluator.requests.begin(), evaluator.requests.end(), [&](const Request& request) {
+          return request.stage == Stage::layer && request.num_tokens == counts[i - 1];
+        });
+    const auto first_layer = static_cast<std::size_t>(layer - evaluator.requests.begin());
+    CHECK(announced_at.at(counts[i]) < first_layer);
+  }
+}
+
+TEST_CASE("search: the run's record says how busy the GPU was and what it took beside") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  evaluator.sleep_us = 2000;  // and says that 1000 of it were work
+  FakeEvaluator earlier;
+  fake.run(earlier, false, [&] { return earlier.requests.size() >= 30; });
+  const SearchResult result = fake.run(evaluator, true);
+  const auto run = records(fake.journal_path(), "run").back();
+  CHECK(run.at("busy_s") ==
+        doctest::Approx(0.001 * static_cast<double>(evaluator.requests.size())));
+  CHECK(run.at("busy_share").get<double>() > 0.1);
+  CHECK(run.at("busy_share").get<double>() < 0.5);
+  CHECK(run.at("compile_s") == doctest::Approx(3 * run.at("busy_s").get<double>()));
+  CHECK(run.at("peak_host_bytes") > (1 << 20) + (1 << 20));  // this process is the larger part
+  CHECK(run.at("clock_check") == false);
+  CHECK(run.at("num_discarded") == 0);
+  CHECK(run_text(result, false).find("no clock check") != std::string::npos);
+  CHECK(run_text(result, false).find("GPU busy") != std::string::npos);
+  CHECK(run_text(result, true).find("GPU busy") == std::string::npos);
+}
+
+TEST_CASE("search: what the clock discarded is counted, and the entry has the clock") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  int num_thorough = 0;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (!request.thorough) return;
+    trial.timing.num_discarded = 5;
+    trial.timing.clock_mhz = num_thorough++ % 2 == 0 ? 1400 : 1420;
+    trial.timing.unsteady = request.stage == Stage::layer;
+  };
+  const SearchResult result = fake.run(evaluator);
+  const TableEntry& entry = result.table.entries.at(16);
+  CHECK(entry.timing.num_discarded == 10);  // of two rounds
+  CHECK(entry.timing.clock_mhz >= 1400);
+  CHECK(entry.timing.clock_mhz <= 1420);
+  CHECK(entry.timing.unsteady);
+  const auto run = records(fake.journal_path(), "run").back();
+  CHECK(run.at("clock_check") == true);
+  CHECK(run.at("num_discarded") == 5 * num_thorough);
+  const std::string text = run_text(result, false);
+  CHECK(text.find(fmt::format("{} of {} samples discarded by the clock", 5 * num_thorough,
+                              25 * num_thorough)) != std::string::npos);
+  CHECK(text.find("unsteady") != std::string::npos);
+  const auto written = entries_of(result.table_path).at("16");
+  CHECK(written.at("clock_mhz") == entry.timing.clock_mhz);
+}
+
+TEST_CASE("search: the least error, memory or energy wins where that is the objective") {
+  const auto run = [](Objective objective) {
+    FakeSearch fake;
+    fake.settings.token_counts = {32};
+    fake.settings.objective = objective;
+    fake.settings.fp8 = Fp8Mode::both;
+    FakeEvaluator evaluator;
+    evaluator.alter = [](const Request& request, Trial& trial) {
+      const Point& point = request.plan.steps.back().point;
+      const int m = point.at("BLOCK_SIZE_M");
+      const bool fp8 = point.at("FP8") == 1;
+      // The slowest, and by far: a race in time would have stopped them.
+      trial.workspace_bytes = m == 16 ? 1000 : 2000;
+      trial.rel_err = m == 256 ? 0.001 : 0.002;
+      if (m == 16 || m == 256) trial.timing.median_us *= 3;
+      trial.screened_out =
+          request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us;
+      if (request.stage != Stage::layer) return;
+      trial.quantisation_err = fp8 ? 0.04 : 0;
+      trial.energy_mj = fp8 ? 10 : 20;
+    };
+    const SearchResult result = fake.run(evaluator);
+    REQUIRE(result.table.entries.size() == 1);
+    CHECK(result.table.objective == objective);
+    CHECK(read_table(result.table_path).objective == objective);
+    return result.table.entries.at(32);
+  };
+  const TableEntry fastest = run(Objective::time);
+  CHECK(point_of(fastest, "gemm2", "BLOCK_SIZE_M") == 32);
+  CHECK(point_of(fastest, "gemm2", "FP8") == 1);
+  const TableEntry exact = run(Objective::error);
+  CHECK(point_of(exact, "gemm2", "BLOCK_SIZE_M") == 256);
+  CHECK(point_of(exact, "gemm2", "FP8") == 0);
+  CHECK(exact.rel_err == 0.001);
+  const TableEntry small = run(Objective::memory);
+  CHECK(point_of(small, "gemm2", "BLOCK_SIZE_M") == 16);
+  CHECK(point_of(small, "gemm2", "FP8") == 1);  // of what is as small the fastest
+  CHECK(small.workspace_bytes == 1000);
+  CHECK(small.speedup < 1);
+  const TableEntry thrifty = run(Objective::energy);
+  CHECK(thrifty.energy_mj == 10);
+  CHECK(point_of(thrifty, "gemm2", "FP8") == 1);
+}
+
+TEST_CASE("search: with FP8 as an axis the best of each choice reaches the layers") {
+  FakeSearch fake;
+  fake.settings.token_counts = {32};
+  fake.settings.fp8 = Fp8Mode::both;
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    for (const Step& step : request.plan.steps)  // beyond what a race of both would look at
+      if (step.point.at("FP8") == 1) trial.timing.median_us -= 50;
+    trial.screened_out =
+        request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us;
+  };
+  fake.run(evaluator);
+  const auto is_best_bf16 = [](const Request& request) {
+    const Point& first = request.plan.steps.front().point;
+    const Point& second = request.plan.steps.back().point;
+    return request.stage == Stage::layer && first.at("FP8") == 0 && second.at("FP8") == 0 &&
+           first.at("BLOCK_SIZE_N") == 128 && second.at("BLOCK_SIZE_N") == 32;
+  };
+  CHECK(std::any_of(evaluator.requests.begin(), evaluator.requests.end(), is_best_bf16));
+}
+
+TEST_CASE("search: where the objective is not known there is no entry, and that is said") {
+  FakeSearch fake;
+  fake.settings.token_counts = {32};
+  fake.settings.objective = Objective::energy;
+  FakeEvaluator evaluator;
+  const SearchResult result = fake.run(evaluator);
+  CHECK(result.missing == std::vector<std::int64_t>{32});
+  CHECK(result.table_path.empty());
+}
+
+TEST_CASE("search: a search for another objective is not resumed") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  fake.settings.objective = Objective::memory;
+  evaluator.alter = [](const Request&, Trial& trial) { trial.workspace_bytes = 1; };
+  fake.run(evaluator);
+  fake.settings.objective = Objective::time;
+  CHECK_THROWS_WITH_AS(fake.run(evaluator, true), doctest::Contains("its objective is \"memory\""),
+                       Error);
 }
 
 TEST_CASE("budget: counts and times are read, nonsense is refused") {

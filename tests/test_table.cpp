@@ -70,6 +70,12 @@ TEST_CASE("table: what is written is read back the same") {
   table.entries.at(8).source = Source::predicted;
   table.entries.at(8).tie = true;
   table.entries.at(8).timing.num_discarded = 3;
+  table.entries.at(8).timing.clock_mhz = 1410;
+  table.entries.at(8).timing.unsteady = true;
+  table.entries.at(8).quantisation_err = 0.04;
+  table.entries.at(8).energy_mj = 12.5;
+  table.entries.at(8).workspace_bytes = 4096;
+  table.objective = Objective::energy;
   table.routing = parse_routing("zipf:1.2");
   const std::string path = write_table(directory.path() + "/new/NVIDIA_H200", table);
   CHECK(std::filesystem::path(path).filename() == table_file_name(table.identity));
@@ -78,6 +84,11 @@ TEST_CASE("table: what is written is read back the same") {
   CHECK(read.entries.at(8).plan == table.entries.at(8).plan);
   CHECK(read.entries.at(8).source == Source::predicted);
   CHECK(read.seed == table.seed);
+  CHECK(read.objective == Objective::energy);
+  CHECK(read.entries.at(8).energy_mj == 12.5);
+  CHECK(read.entries.at(8).workspace_bytes == 4096);
+  CHECK(read.entries.at(8).quantisation_err == 0.04);
+  CHECK(read.entries.at(1).workspace_bytes == 0);
 }
 
 TEST_CASE("table: token counts are written in numerical order") {

@@ -26,7 +26,7 @@ class FakeEvaluator : public Evaluator {
   const Gpu& gpu() const override { return gpu_; }
   std::string nvrtc_version() const override { return "13.0"; }
   void prefetch(std::span<const Request> requests) override { num_prefetched = requests.size(); }
-  double busy_s() const override { return 0; }
+  Usage usage() const override { return {}; }
   Trial evaluate(const Request& request) override {
     CHECK(request.stage == Stage::layer);
     CHECK(request.thorough);

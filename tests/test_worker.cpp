@@ -83,14 +83,17 @@ TEST_CASE("worker: a trial crosses the process boundary whole") {
   CHECK(trial.timing.median_us == 0.1 + 0.2);
   CHECK(trial.screened_out);
   CHECK(trial.reason == "bytes \xEF\xBF\xBD of a driver");
-  CHECK(worker.busy_s() == 0.5);
+  CHECK(worker.usage().busy_s == 0.5);
+  CHECK(worker.usage().compile_s == 1);
+  CHECK(worker.usage().peak_host_bytes > 1 << 20);  // the child's own, not what its evaluator says
+  CHECK(worker.usage().peak_host_bytes < std::int64_t{1} << 36);
 }
 
 TEST_CASE("worker: the child opens what the parent was asked to open") {
   Problem asked = problem();
   asked.dtype = Dtype::fp8_tensor;
   asked.seed = 18446744073709551615u;
-  const EvaluatorOptions options{"a cache", "records", 3, 5, true};
+  const EvaluatorOptions options{"a cache", "records", 3, 5, true, true};
   const WorkerEvaluator worker({MOETUNE_FAKE_WORKER}, 2, asked, options);
   CHECK(worker.gpu().driver == encode_open(2, asked, options).dump());
   CHECK(worker.gpu().driver != encode_open(2, problem(), options).dump());
@@ -117,7 +120,7 @@ TEST_CASE("worker: an error of the child is thrown as it is, and the child lives
   }
   CHECK_THROWS_WITH_AS(worker.evaluate(request("exception")), "unforeseen", Error);
   CHECK(worker.evaluate(request("ok")).status == TrialStatus::ok);
-  CHECK(worker.busy_s() == 0.5);
+  CHECK(worker.usage().busy_s == 0.5);
 }
 
 TEST_CASE("worker: whatever kills the child is a trial with its reason, and the next one works") {
@@ -154,7 +157,7 @@ TEST_CASE("worker: whatever kills the child is a trial with its reason, and the 
     CHECK_FALSE(is_running(pid));
     CHECK(worker.evaluate(request("ok")).status == TrialStatus::ok);
     CHECK(worker.gpu().name != pid);
-    CHECK(worker.busy_s() == (busy_s += 0.5));
+    CHECK(worker.usage().busy_s == (busy_s += 0.5));
   }
 }
 

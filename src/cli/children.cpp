@@ -63,9 +63,6 @@ std::unique_ptr<Evaluator> launch_children(const ChildrenOptions& options, const
 std::unique_ptr<Evaluator> make_local_children(const std::vector<DeviceChoice>& devices,
                                                const Problem& problem,
                                                const EvaluatorOptions& evaluator_options) {
-  if (devices.size() == 1) {
-    return make_worker_evaluator(devices.front().ordinal, problem, evaluator_options);
-  }
   EvaluatorOptions shared = evaluator_options;
   if (shared.num_threads == 0) {
     const auto num_cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -81,7 +78,8 @@ std::unique_ptr<Evaluator> make_local_children(const std::vector<DeviceChoice>& 
     });
   }
   auto pool = std::make_unique<EvaluatorPool>(makers);
-  spdlog::info("{} GPUs measure: {}", pool->num_members(), pool->gpu().name);
+  if (devices.size() > 1)
+    spdlog::info("{} GPUs measure: {}", pool->num_members(), pool->gpu().name);
   return pool;
 }
 

@@ -11,6 +11,7 @@ using Run = std::function<int()>;  // returns the exit code; throws Error
 void add_search(CLI::App& app, Run& run);
 void add_validate(CLI::App& app, Run& run);
 void add_bench(CLI::App& app, Run& run);
+void add_compare(CLI::App& app, Run& run);
 void add_compile(CLI::App& app, Run& run);
 void add_devices(CLI::App& app, Run& run);
 void add_models(CLI::App& app, Run& run);

@@ -10,6 +10,7 @@
 #include "core/text.hpp"
 #include "report/html_page.hpp"
 #include "report/markdown.hpp"
+#include "report/pareto.hpp"
 #include "table/table.hpp"
 #include "tune/journal.hpp"
 
@@ -22,6 +23,7 @@ struct ReportOptions {
   std::string journal;
   std::string table;
   std::string out;
+  std::string pareto;  // empty: the default, where there is one
   bool markdown = false;
 };
 
@@ -64,7 +66,17 @@ ReportData read_data(const ReportOptions& options) {
 }
 
 int write_report(const ReportOptions& options) {
-  const ReportData data = read_data(options);
+  ReportData data = read_data(options);
+  if (!options.pareto.empty()) {
+    data.pareto = parse_objectives(options.pareto);
+    const auto [first, second] = data.pareto;
+    if (pareto_fronts(data.trials, first, second).empty()) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: no layer has both {} and {}; errors need a search on a GPU, "
+                              "energy one with --objective energy",
+                              options.journal, to_string(first), to_string(second)));
+    }
+  }
   if (options.markdown) fmt::print("{}", markdown(data));
   if (options.markdown && options.out.empty()) return 0;
   const std::string out = options.out.empty()
@@ -94,6 +106,11 @@ void add_report(CLI::App& app, Run& run) {
                    "The page; when left out, the journal's name with .html, or none with "
                    "--markdown")
       ->type_name("FILE.html");
+  command
+      ->add_option("--pareto", options->pareto,
+                   "Two of time, error, energy, memory: shows the layers that no other beats in "
+                   "both; when left out, time,error")
+      ->type_name("A,B");
   command->add_flag("--markdown", options->markdown, "Print a summary for a CI page to stdout");
   command->footer(R"(
 Example:

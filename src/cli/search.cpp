@@ -43,6 +43,7 @@ struct SearchOptions {
   std::string budget;
   std::string variant;
   std::size_t num_finalists = 5;
+  std::string objective = "time";
   std::string device = "auto";
   ChildrenOptions children;
   std::string out_dir = ".";
@@ -102,6 +103,7 @@ SearchSettings make_settings(const SearchOptions& options, const Problem& proble
   }
   settings.token_counts = options.token_counts;
   settings.num_finalists = options.num_finalists;
+  settings.objective = parse_objective(options.objective);
   settings.fp8 = fp8_mode(options, problem.dtype);
   if (!options.budget.empty()) settings.budget = parse_budget(options.budget);
   if (options.start == "table" || options.start.ends_with(".json")) {
@@ -153,7 +155,8 @@ class ProgressListener final : public SearchListener {
 };
 
 void print_result(const SearchResult& result, const SearchSettings& settings,
-                  const SearchSummary& summary, const OutputPaths& paths, bool as_json) {
+                  const SearchSummary& summary, const OutputPaths& paths, bool offline,
+                  bool as_json) {
   const auto effects =
       settings.fp8 == Fp8Mode::both ? fp8_effects(result.trials) : std::vector<Fp8Effect>();
   if (as_json) {
@@ -163,8 +166,7 @@ void print_result(const SearchResult& result, const SearchSettings& settings,
     json["table"] = result.table_path.empty() ? Json(nullptr) : Json(result.table_path);
     json["journal"] = paths.journal;
     json["num_resumed"] = result.num_resumed;
-    json["wall_s"] = result.wall_s;
-    json["busy_s"] = result.busy_s;
+    json.update(run_figures(result));
     if (!effects.empty()) json["fp8_effect"] = fp8_json(effects);
     for (const Sensitivity& one : result.sensitivities) {
       json["sensitivity"].push_back(sensitivity_json(one));
@@ -175,8 +177,7 @@ void print_result(const SearchResult& result, const SearchSettings& settings,
   fmt::print("{}", summary_text(summary));
   if (!effects.empty()) fmt::print("\n{}", fp8_text(effects));
   for (const Sensitivity& one : result.sensitivities) fmt::print("\n{}", sensitivity_text(one));
-  fmt::print("\n{} in this run, {} trials from the journal\n", duration_text(result.wall_s),
-             result.num_resumed);
+  fmt::print("\n{}", run_text(result, offline));
   if (!result.table_path.empty()) fmt::print("table   {}\n", result.table_path);
   fmt::print("journal {}\n", paths.journal);
 }
@@ -185,17 +186,24 @@ int run_search(const SearchOptions& options) {
   const InterruptWatch interrupts;  // before the CUDA driver makes threads
   // Checked before anything is opened or compiled: what is wrong should show at once.
   const Problem problem = options.problem.make(options.token_counts.back());
+  const Objective objective = parse_objective(options.objective);
   const EvaluatorOptions evaluator_options{
       .cache_dir = options.cache_dir,
       .records_dir = options.records_dir,
       .num_threads = options.num_jobs,
-      .with_fp8 = fp8_mode(options, problem.dtype) != Fp8Mode::off};
+      .with_fp8 = fp8_mode(options, problem.dtype) != Fp8Mode::off,
+      .with_energy = objective == Objective::energy};
   // Which GPUs a launcher gives only its children know.
   std::unique_ptr<Evaluator> evaluator =
       launch_children(options.children, problem, evaluator_options);
   const std::vector<DeviceChoice> devices =
       evaluator ? std::vector{DeviceChoice{0, evaluator->gpu()}} : choose_devices(options.device);
   const DeviceChoice& device = devices.front();
+  if (device.gpu.offline && (objective == Objective::error || objective == Objective::energy)) {
+    throw Error(ErrorKind::device,
+                fmt::format("--objective {} needs a GPU, offline only time and memory are known",
+                            to_string(objective)));
+  }
   Table table;
   table.identity = {device.gpu.name,   arch_name(device.gpu),
                     device.gpu.driver, evaluator ? evaluator->nvrtc_version() : nvrtc_version(),
@@ -230,7 +238,7 @@ int run_search(const SearchOptions& options) {
   listener.finish();
   const SearchSummary summary =
       summarise(result.table, result.trials, reference_plan(device.gpu, problem), result.rejected);
-  print_result(result, settings, summary, paths, options.json);
+  print_result(result, settings, summary, paths, evaluator->gpu().offline, options.json);
   if (result.interrupted) {
     spdlog::warn(
         "interrupted with {} of {} token counts done; the same command with --resume "
@@ -307,6 +315,15 @@ ends the search cleanly (exit code 130); --resume goes on with the journal, also
       ->capture_default_str()
       ->type_name("N")
       ->check(integer_from(1))
+      ->group(strategy);
+  command
+      ->add_option(
+          "--objective", options->objective,
+          "What to make small: time; error, against bf16; energy of a call, which NVML must "
+          "tell; memory, the bytes of intermediate results. Of what is equal within 1 % the "
+          "fastest wins")
+      ->capture_default_str()
+      ->type_name("WHAT")
       ->group(strategy);
   add_token_counts(*command, options->token_counts);
   command->add_option("--fp8", options->fp8,

@@ -131,6 +131,8 @@ void to_json(Json& json, const Trial& trial) {
   write_unless_zero(json, "registers", trial.registers);
   write_unless_zero(json, "spill_bytes", trial.spill_bytes);
   write_unless_zero(json, "smem_bytes", trial.smem_bytes);
+  write_unless_zero(json, "workspace_bytes", trial.workspace_bytes);
+  write_unless_zero(json, "energy_mj", trial.energy_mj);
   if (trial.status == TrialStatus::ok) {
     const Timing& timing = trial.timing;
     json["median_us"] = timing.median_us;
@@ -138,6 +140,8 @@ void to_json(Json& json, const Trial& trial) {
     json["p90_us"] = timing.p90_us;
     json["num_samples"] = timing.num_samples;
     write_unless_zero(json, "num_discarded", timing.num_discarded);
+    write_unless_zero(json, "clock_mhz", timing.clock_mhz);
+    write_unless_zero(json, "unsteady", timing.unsteady);
   }
   write_unless_zero(json, "screened_out", trial.screened_out);
   json["source"] = to_string(trial.source);
@@ -158,10 +162,13 @@ void from_json(const Json& json, Trial& trial) {
   result.registers = read_or(json, "registers", 0);
   result.spill_bytes = read_or(json, "spill_bytes", 0);
   result.smem_bytes = read_or(json, "smem_bytes", 0);
+  result.workspace_bytes = read_or(json, "workspace_bytes", std::int64_t{0});
+  result.energy_mj = read_or(json, "energy_mj", 0.0);
   if (result.status == TrialStatus::ok) {
-    result.timing = {read<double>(json, "median_us"), read<double>(json, "p10_us"),
-                     read<double>(json, "p90_us"), read<int>(json, "num_samples"),
-                     read_or(json, "num_discarded", 0)};
+    result.timing = {read<double>(json, "median_us"),   read<double>(json, "p10_us"),
+                     read<double>(json, "p90_us"),      read<int>(json, "num_samples"),
+                     read_or(json, "num_discarded", 0), read_or(json, "clock_mhz", 0),
+                     read_or(json, "unsteady", false)};
   }
   result.screened_out = read_or(json, "screened_out", false);
   result.source = parse_source(read<std::string>(json, "source"));

@@ -52,6 +52,8 @@ struct Timing {
   double p90_us = 0;
   int num_samples = 0;
   int num_discarded = 0;  // samples thrown away because the clock was throttled
+  int clock_mhz = 0;      // median SM clock of the samples; 0: no clock check
+  bool unsteady = false;  // the clock never settled, so that no sample was thrown away
 };
 
 struct Trial {
@@ -69,7 +71,9 @@ struct Trial {
   double compile_ms = 0;
   int registers = 0;  // per thread, the most over the plan's GEMM kernels
   int spill_bytes = 0;
-  int smem_bytes = 0;  // per block, the most over the plan's GEMM kernels
+  int smem_bytes = 0;                // per block, the most over the plan's GEMM kernels
+  std::int64_t workspace_bytes = 0;  // of intermediate results of one call; 0: not known
+  double energy_mj = 0;              // of one call, millijoules; 0: not measured
   Timing timing;
   bool screened_out = false;  // timed briefly and stopped early: clearly slower than the best
   Source source = Source::measured;

@@ -49,11 +49,11 @@ struct Compiler::Impl {
 
   std::shared_ptr<Job> next(std::stop_token stop) {
     std::unique_lock lock(mutex);
-    if (!wake.wait(lock, stop, [&] { return !queue.empty(); }) || stop.stop_requested()) {
-      return nullptr;
-    }
-    auto job = queue.front();
-    queue.pop_front();
+    const auto has_work = [&] { return !queue.empty() || !later.empty(); };
+    if (!wake.wait(lock, stop, has_work) || stop.stop_requested()) return nullptr;
+    std::deque<std::shared_ptr<Job>>& from = queue.empty() ? later : queue;
+    auto job = from.front();
+    from.pop_front();
     return job;
   }
 
@@ -86,15 +86,22 @@ struct Compiler::Impl {
     return cubin;
   }
 
-  std::shared_ptr<Job> enqueue(const KernelSource& source, bool urgent) {
+  enum class Urgency { later, soon, now };
+
+  std::shared_ptr<Job> enqueue(const KernelSource& source, Urgency urgency) {
     const std::lock_guard lock(mutex);
     auto& job = jobs[identity(source)];
     if (!job) {
       job = std::make_shared<Job>(source);
-      queue.push_back(job);
+      (urgency == Urgency::later ? later : queue).push_back(job);
       wake.notify_one();
+    } else if (urgency != Urgency::later) {
+      if (const auto at = std::find(later.begin(), later.end(), job); at != later.end()) {
+        later.erase(at);
+        queue.push_back(job);
+      }
     }
-    if (urgent) {
+    if (urgency == Urgency::now) {
       const auto at = std::find(queue.begin(), queue.end(), job);
       if (at != queue.end()) std::rotate(queue.begin(), at, at + 1);
     }
@@ -103,6 +110,8 @@ struct Compiler::Impl {
 
   void drop_queue() {
     const std::lock_guard lock(mutex);
+    queue.insert(queue.end(), later.begin(), later.end());
+    later.clear();
     for (const auto& job : queue) {
       Cubin dropped;
       dropped.error = "not compiled: the compiler was shut down first";
@@ -117,6 +126,7 @@ struct Compiler::Impl {
   std::mutex mutex;  // guards all below but the threads
   std::condition_variable_any wake;
   std::deque<std::shared_ptr<Job>> queue;
+  std::deque<std::shared_ptr<Job>> later;  // when the queue is empty
   std::unordered_map<std::string, std::shared_ptr<Job>> jobs;
   Stats stats;
   std::vector<std::jthread> threads;  // last: joined before anything they use goes away
@@ -134,12 +144,13 @@ const std::string& Compiler::arch() const {
   return impl_->arch;
 }
 
-std::shared_future<std::shared_ptr<const Cubin>> Compiler::submit(const KernelSource& source) {
-  return impl_->enqueue(source, false)->result;
+std::shared_future<std::shared_ptr<const Cubin>> Compiler::submit(const KernelSource& source,
+                                                                  bool is_later) {
+  return impl_->enqueue(source, is_later ? Impl::Urgency::later : Impl::Urgency::soon)->result;
 }
 
 std::shared_ptr<const Cubin> Compiler::get(const KernelSource& source) {
-  return impl_->enqueue(source, true)->result.get();
+  return impl_->enqueue(source, Impl::Urgency::now)->result.get();
 }
 
 Compiler::Stats Compiler::stats() const {

@@ -57,9 +57,11 @@ class Compiler {
   Compiler& operator=(const Compiler&) = delete;
 
   const std::string& arch() const;
-  // Queues a compilation (once per source); later calls return the same future. The future of a
-  // compilation that the destructor drops gets a Cubin whose error says so.
-  std::shared_future<std::shared_ptr<const Cubin>> submit(const KernelSource& source);
+  // Queues a compilation (once per source); later calls return the same future. `is_later`: behind
+  // all that is not. The future of a compilation that the destructor drops gets a Cubin whose error
+  // says so.
+  std::shared_future<std::shared_ptr<const Cubin>> submit(const KernelSource& source,
+                                                          bool is_later = false);
   // Submits at the front of the queue and waits.
   std::shared_ptr<const Cubin> get(const KernelSource& source);
   struct Stats {

@@ -7,9 +7,11 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/gpu.hpp"
+#include "core/objective.hpp"
 #include "core/trial.hpp"
 #include "search/legal_points.hpp"
 #include "table/table.hpp"
@@ -53,7 +55,8 @@ struct ReportData {
   double wall_s = 0;                              // 0 when no run ended
   double busy_s = 0;
   bool complete = false;
-  std::set<Source> sources() const;  // of the layers
+  std::pair<Objective, Objective> pareto{Objective::time, Objective::error};  // what to set off
+  std::set<Source> sources() const;                                           // of the layers
 };
 
 // Entries come from `table` when given, else from the journal. Throws Error(input) when the header

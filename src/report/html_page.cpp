@@ -8,16 +8,12 @@
 #include "core/embedded.hpp"
 #include "core/error.hpp"
 #include "report/html_views.hpp"
+#include "report/pareto.hpp"
 #include "report/summary.hpp"
 
 namespace moetune {
-namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr std::size_t kMappedParameters = 4;  // the most costly ones, in pairs
-
-std::string escape(std::string_view text) {
+std::string html_escape(std::string_view text) {
   std::string result;
   for (const char c : text) {
     switch (c) {
@@ -39,6 +35,12 @@ std::string escape(std::string_view text) {
   }
   return result;
 }
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kMappedParameters = 4;  // the most costly ones, in pairs
 
 // What is longer than three digits keeps one decimal.
 Json rounded(double value) {
@@ -103,8 +105,8 @@ Json group_json(const StageLooks& group) {
 }
 
 std::string tile(std::string_view value, std::string_view label) {
-  return fmt::format("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", escape(value),
-                     escape(label));
+  return fmt::format("<div class=\"tile\"><b>{}</b><span>{}</span></div>\n", html_escape(value),
+                     html_escape(label));
 }
 
 std::string tiles(const ReportData& data) {
@@ -140,7 +142,7 @@ std::string layer_rows(const ReportData& data) {
     const TableEntry& entry = point.entry;
     const auto step = [&entry](std::string_view op) {
       const Step* found = entry.plan.find(op);
-      return found == nullptr ? std::string("-") : escape(step_text(*found));
+      return found == nullptr ? std::string("-") : html_escape(step_text(*found));
     };
     const auto source = to_string(entry.source);
     text += fmt::format(
@@ -159,7 +161,7 @@ std::string failures(const ReportData& data) {
   std::string text;
   for (const auto& [status, failed] : data.failed) {
     text += fmt::format("<li>{} {}: {}</li>\n", failed.count, to_string(status),
-                        escape(failed.example));
+                        html_escape(failed.example));
   }
   return text.empty() ? "" : "<h3>Trials that failed</h3>\n<ul>" + text + "</ul>";
 }
@@ -169,7 +171,7 @@ std::string facts(const ReportData& data) {
   const LayerShape& shape = identity.shape;
   std::string text;
   const auto add = [&text](std::string_view name, const std::string& value) {
-    text += fmt::format("<dt>{}</dt><dd>{}</dd>\n", name, escape(value));
+    text += fmt::format("<dt>{}</dt><dd>{}</dd>\n", name, html_escape(value));
   };
   add("GPU", fmt::format("{} ({}), driver {}", identity.gpu, identity.arch,
                          identity.driver.empty() ? "none: offline" : identity.driver));
@@ -191,7 +193,7 @@ std::string facts(const ReportData& data) {
 std::string source_note(const std::set<Source>& sources) {
   std::string note = source_footnote(sources);
   std::replace(note.begin(), note.end(), '\n', ' ');
-  return escape(note);
+  return html_escape(note);
 }
 
 std::string embedded(std::span<const EmbeddedFile> files, std::string_view name) {
@@ -261,8 +263,8 @@ std::string html_page(const ReportData& data) {
     return text;
   };
   const auto title = [&data] {
-    return escape(fmt::format("{} {} on {}", data.identity.shape.model,
-                              to_string(data.identity.dtype), data.identity.gpu));
+    return html_escape(fmt::format("{} {} on {}", data.identity.shape.model,
+                                   to_string(data.identity.dtype), data.identity.gpu));
   };
   return fill(
       embedded(embedded_page(), "page.html"),
@@ -272,6 +274,7 @@ std::string html_page(const ReportData& data) {
        {"@SOURCE_NOTE@", [&] { return source_note(data.sources()); }},
        {"@TILES@", [&] { return tiles(data); }},
        {"@ROWS@", [&] { return layer_rows(data); }},
+       {"@PARETO@", [&] { return pareto_html(data); }},
        {"@FAILURES@", [&] { return failures(data); }},
        {"@FACTS@", [&] { return facts(data); }},
        {"@DATA@", json},

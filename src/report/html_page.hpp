@@ -8,6 +8,8 @@
 
 namespace moetune {
 
+std::string html_escape(std::string_view text);
+
 // What the page's scripts draw from.
 nlohmann::ordered_json page_json(const ReportData& data);
 // The whole page, chart library included.

@@ -4,13 +4,12 @@
 
 #include <vector>
 
+#include "report/pareto.hpp"
 #include "report/summary.hpp"
 
 namespace moetune {
-namespace {
 
-// A cell must not end its row, nor begin markup.
-std::string cell(std::string_view text) {
+std::string markdown_cell(std::string_view text) {
   std::string result;
   for (const char c : text) {
     if (c == '|' || c == '*' || c == '_' || c == '`' || c == '<' || c == '\\') result += '\\';
@@ -19,12 +18,11 @@ std::string cell(std::string_view text) {
   return result;
 }
 
-}  // namespace
-
 std::string markdown(const ReportData& data) {
   const TableIdentity& identity = data.identity;
-  std::string text = fmt::format("### {} {} on {}\n\n", cell(identity.shape.model),
-                                 cell(to_string(identity.dtype)), cell(identity.gpu));
+  std::string text =
+      fmt::format("### {} {} on {}\n\n", markdown_cell(identity.shape.model),
+                  markdown_cell(to_string(identity.dtype)), markdown_cell(identity.gpu));
   text += "| tokens | layer us | reference us | floor us | speedup | source | tie |\n";
   text += "|--:|--:|--:|--:|--:|---|---|\n";
   std::vector<double> speedups;
@@ -48,6 +46,7 @@ std::string markdown(const ReportData& data) {
                       data.complete ? "" : "; the search is not complete");
   text += "The floor is computed, not measured.\n";
   if (const std::string note = source_footnote(data.sources()); !note.empty()) text += "\n" + note;
+  text += pareto_markdown(data);
   return text;
 }
 

@@ -7,6 +7,9 @@
 
 namespace moetune {
 
+// As a table's cell holds it: ends no row, begins no markup.
+std::string markdown_cell(std::string_view text);
+
 std::string markdown(const ReportData& data);
 
 }  // namespace moetune

@@ -15,16 +15,21 @@ void add_stats(Json& json, const std::optional<SpeedupStats>& stats) {
 }
 
 Json layer_row(std::int64_t num_tokens, const TableEntry& entry) {
-  return {{"num_tokens", num_tokens},
-          {"plan", entry.plan},
-          {"layer_us", positive_or_null(entry.timing.median_us)},
-          {"p10_us", positive_or_null(entry.timing.p10_us)},
-          {"p90_us", positive_or_null(entry.timing.p90_us)},
-          {"reference_us", positive_or_null(entry.reference_us)},
-          {"speedup", positive_or_null(entry.speedup)},
-          {"rel_err", entry.rel_err},
-          {"tie", entry.tie},
-          {"source", to_string(entry.source)}};
+  return {
+      {"num_tokens", num_tokens},
+      {"plan", entry.plan},
+      {"layer_us", positive_or_null(entry.timing.median_us)},
+      {"p10_us", positive_or_null(entry.timing.p10_us)},
+      {"p90_us", positive_or_null(entry.timing.p90_us)},
+      {"reference_us", positive_or_null(entry.reference_us)},
+      {"speedup", positive_or_null(entry.speedup)},
+      {"rel_err", entry.rel_err},
+      {"quantisation_err", positive_or_null(entry.quantisation_err)},
+      {"energy_mj", positive_or_null(entry.energy_mj)},
+      {"workspace_bytes", entry.workspace_bytes > 0 ? Json(entry.workspace_bytes) : Json(nullptr)},
+      {"clock_mhz", entry.timing.clock_mhz > 0 ? Json(entry.timing.clock_mhz) : Json(nullptr)},
+      {"tie", entry.tie},
+      {"source", to_string(entry.source)}};
 }
 
 Json stage_row(const StageResult& result) {
@@ -56,6 +61,7 @@ Json positive_or_null(double value) {
 Json summary_json(const SearchSummary& summary) {
   Json json;
   json["complete"] = summary.table.complete;
+  json["objective"] = to_string(summary.table.objective);
   json["num_trials"] = summary.num_trials;
   json["reference"] = summary.reference;
   json["average"] = "geometric mean over token counts";

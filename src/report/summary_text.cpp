@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "report/pareto.hpp"
 #include "report/summary.hpp"
 #include "report/text_table.hpp"
 
@@ -48,26 +49,46 @@ std::set<std::string> variants_of(const Table& table) {
   return names;
 }
 
+std::string note_of(const TableEntry& entry) {
+  if (!entry.timing.unsteady) return entry.tie ? "tie" : "";
+  return entry.tie ? "tie, unsteady" : "unsteady";
+}
+
 std::string layer_table(const Table& table) {
   const auto variants = variants_of(table);
   const bool mixed = variants.size() > 1;
   const bool any_tie =
       std::ranges::any_of(table.entries, [](const auto& e) { return e.second.tie; });
+  const bool any_unsteady =
+      std::ranges::any_of(table.entries, [](const auto& e) { return e.second.timing.unsteady; });
   std::vector<std::string> headings = {"tokens",       "<gemm1",  "<gemm2",  "layer us",
                                        "reference us", "speedup", "rel_err", "<source"};
-  if (any_tie) headings.push_back("<note");
+  const bool by_time = table.objective == Objective::time;
+  if (!by_time) headings.push_back(objective_heading(table.objective));
+  const bool any_note = any_tie || any_unsteady;
+  if (any_note) headings.push_back("<note");
   TextTable text(headings);
   for (const auto& [num_tokens, entry] : table.entries) {
-    text.add({fmt::format("{}", num_tokens), step_text(entry.plan, "gemm1", mixed),
-              step_text(entry.plan, "gemm2", mixed),
-              time_text(entry.timing.median_us, entry.source),
-              time_text(entry.reference_us, entry.source), speedup_text(entry.speedup),
-              entry.source == Source::measured ? fmt::format("{:.5f}", entry.rel_err) : "-",
-              std::string(to_string(entry.source)), entry.tie ? "tie" : ""});
+    std::vector<std::string> cells = {
+        fmt::format("{}", num_tokens),
+        step_text(entry.plan, "gemm1", mixed),
+        step_text(entry.plan, "gemm2", mixed),
+        time_text(entry.timing.median_us, entry.source),
+        time_text(entry.reference_us, entry.source),
+        speedup_text(entry.speedup),
+        entry.source == Source::measured ? fmt::format("{:.5f}", entry.rel_err) : "-",
+        std::string(to_string(entry.source))};
+    if (!by_time) {
+      const auto value = cost(table.objective, entry);
+      cells.push_back(value ? cost_text(table.objective, *value) : "-");
+    }
+    if (any_note) cells.push_back(note_of(entry));
+    text.add(std::move(cells));
   }
   std::string notes(kLegend);
   if (variants.size() == 1) notes += fmt::format("kernel variant: {}\n", *variants.begin());
   if (any_tie) notes += "tie: another plan's time was within noise of this one's\n";
+  if (any_unsteady) notes += "unsteady: the GPU's clock did not settle while this was timed\n";
   return text.text() + notes;
 }
 

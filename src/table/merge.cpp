@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <tuple>
 
@@ -37,15 +38,20 @@ std::string why_not_mergeable(const Table& a, const Table& b) {
   if (!(a.routing == b.routing)) {
     return differ("routing", to_string(a.routing), to_string(b.routing));
   }
+  if (a.objective != b.objective) {
+    return differ("objective", to_string(a.objective), to_string(b.objective));
+  }
   return "";
 }
 
-bool is_better_entry(const TableEntry& a, const TableEntry& b) {
+bool is_better_entry(const TableEntry& a, const TableEntry& b, Objective objective) {
   // After the median only what makes the order total.
-  const auto order = [](const TableEntry& e) {
-    return std::tuple(e.source, e.timing.num_samples < kFullSamples, e.timing.median_us,
-                      -e.timing.num_samples, e.plan.key(), e.timing.p10_us, e.timing.p90_us,
-                      e.reference_us, e.rel_err, !e.tie, e.registers, e.smem_bytes);
+  const auto order = [objective](const TableEntry& e) {
+    return std::tuple(e.source, e.timing.num_samples < kFullSamples,
+                      cost(objective, e).value_or(std::numeric_limits<double>::infinity()),
+                      e.timing.median_us, -e.timing.num_samples, e.plan.key(), e.timing.p10_us,
+                      e.timing.p90_us, e.reference_us, e.rel_err, !e.tie, e.registers,
+                      e.smem_bytes);
   };
   return order(a) < order(b);
 }
@@ -59,7 +65,7 @@ Table merge_tables(std::span<const Table> tables) {
     for (const auto& [num_tokens, entry] : table.entries) {
       if (table.complete) in_complete.insert(num_tokens);
       const auto [found, is_new] = merged.entries.try_emplace(num_tokens, entry);
-      if (!is_new && is_better_entry(entry, found->second)) found->second = entry;
+      if (!is_new && is_better_entry(entry, found->second, merged.objective)) found->second = entry;
     }
   }
   merged.complete = !in_complete.empty() && in_complete.size() == merged.entries.size();

@@ -14,9 +14,10 @@ namespace moetune {
 std::string why_not_mergeable(const Table& a, const Table& b);
 
 // Whether `a` is the better entry for a token count that both have: measured before recorded before
-// predicted, the full timing protocol before less, then the faster. A total order, so that nothing
-// depends on which is met first.
-bool is_better_entry(const TableEntry& a, const TableEntry& b);
+// predicted, the full timing protocol before less, then the better in `objective`, then the faster.
+// A total order, so that nothing depends on which is met first.
+bool is_better_entry(const TableEntry& a, const TableEntry& b,
+                     Objective objective = Objective::time);
 
 // One table of all; the same whatever their order. Date, command, seed and driver are those of the
 // newest. Complete when every token count of an incomplete table is also in a complete one. There

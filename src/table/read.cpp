@@ -93,9 +93,14 @@ TableEntry read_entry(const Ordered& json) {
   entry.timing.p90_us = json.at("p90_us");
   entry.timing.num_samples = json.at("num_samples");
   entry.timing.num_discarded = json.value("num_discarded", 0);
+  entry.timing.clock_mhz = json.value("clock_mhz", 0);
+  entry.timing.unsteady = json.value("unsteady", false);
   entry.reference_us = json.at("reference_us");
   entry.speedup = json.at("speedup");
   entry.rel_err = json.at("rel_err");
+  entry.quantisation_err = json.value("quantisation_err", 0.0);
+  entry.energy_mj = json.value("energy_mj", 0.0);
+  entry.workspace_bytes = json.value("workspace_bytes", std::int64_t{0});
   entry.registers = json.at("registers");
   entry.smem_bytes = json.at("smem_bytes");
   entry.source = parse_source(json.at("source").get<std::string>());
@@ -122,6 +127,7 @@ Table read_fields(const Ordered& json) {
     throw Error(ErrorKind::input, fmt::format("seed is {}, it must be an integer from 0 to 2^64-1",
                                               json.at("seed").dump()));
   table.seed = json.at("seed");
+  table.objective = parse_objective(json.value("objective", "time"));
   table.complete = json.at("complete");
   const Problem largest{table.identity.shape, table.identity.dtype, 1, table.routing, table.seed};
   check(largest);

@@ -35,9 +35,14 @@ Json entry_json(const TableEntry& entry) {
             {"p90_us", thousandths(entry.timing.p90_us)},
             {"num_samples", entry.timing.num_samples}};
   if (entry.timing.num_discarded != 0) json["num_discarded"] = entry.timing.num_discarded;
+  if (entry.timing.clock_mhz != 0) json["clock_mhz"] = entry.timing.clock_mhz;
+  if (entry.timing.unsteady) json["unsteady"] = true;
   json["reference_us"] = thousandths(entry.reference_us);
   json["speedup"] = thousandths(entry.speedup);
   json["rel_err"] = entry.rel_err;
+  if (entry.quantisation_err != 0) json["quantisation_err"] = entry.quantisation_err;
+  if (entry.energy_mj != 0) json["energy_mj"] = thousandths(entry.energy_mj);
+  if (entry.workspace_bytes != 0) json["workspace_bytes"] = entry.workspace_bytes;
   json["registers"] = entry.registers;
   json["smem_bytes"] = entry.smem_bytes;
   json["source"] = to_string(entry.source);
@@ -46,6 +51,16 @@ Json entry_json(const TableEntry& entry) {
 }
 
 }  // namespace
+
+std::optional<double> cost(Objective objective, const TableEntry& entry) {
+  Trial trial;
+  trial.timing = entry.timing;
+  trial.rel_err = entry.rel_err;
+  trial.quantisation_err = entry.quantisation_err;
+  trial.energy_mj = entry.energy_mj;
+  trial.workspace_bytes = entry.workspace_bytes;
+  return cost(objective, trial);
+}
 
 std::string table_file_name(const TableIdentity& identity) {
   Gpu gpu;
@@ -66,9 +81,10 @@ void to_json(Json& json, const Table& table) {
               {"created", table.created},
               {"command", table.command},
               {"routing", to_string(table.routing)},
-              {"seed", table.seed},
-              {"complete", table.complete},
-              {"entries", Json::object()}};
+              {"seed", table.seed}};
+  if (table.objective != Objective::time) json["objective"] = to_string(table.objective);
+  json["complete"] = table.complete;
+  json["entries"] = Json::object();
   for (const auto& [num_tokens, entry] : table.entries)
     json["entries"][std::to_string(num_tokens)] = entry_json(entry);
 }

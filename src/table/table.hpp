@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "core/gpu.hpp"
+#include "core/objective.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 
@@ -32,6 +34,9 @@ struct TableEntry {
   double reference_us = 0;  // the reference point's layer
   double speedup = 0;       // reference_us / timing.median_us
   double rel_err = 0;
+  double quantisation_err = 0;  // as Trial has these three; 0: not known
+  double energy_mj = 0;
+  std::int64_t workspace_bytes = 0;
   int registers = 0;
   int smem_bytes = 0;
   Source source = Source::measured;
@@ -44,9 +49,13 @@ struct Table {
   std::string command;
   Routing routing;
   std::uint64_t seed = 0;
-  bool complete = true;  // false: the search was interrupted
+  Objective objective = Objective::time;  // what the entries are the best in
+  bool complete = true;                   // false: the search was interrupted
   std::map<std::int64_t, TableEntry> entries;
 };
+
+// As for a trial. Nothing where the entry does not say.
+std::optional<double> cost(Objective objective, const TableEntry& entry);
 
 // "E=128,N=768,H=2048,topk=8,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json"
 std::string table_file_name(const TableIdentity& identity);

@@ -1,25 +1,23 @@
 // Runs plans on a GPU: compile, check resources, compare with the judge, and only then time.
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <utility>
 
 #include "core/error.hpp"
 #include "layer/reference.hpp"
 #include "measure/check.hpp"
+#include "measure/energy.hpp"
+#include "measure/nvml.hpp"
 #include "measure/timing.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/static_check.hpp"
+#include "tune/workspace.hpp"
 
 namespace moetune {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // A graph longer than this is screened with fewer calls: its weights no longer fit any cache, so
 // further routings add time but no information.
@@ -29,6 +27,7 @@ constexpr int kScreeningSamples = 3;
 // took this much more than the limit.
 constexpr double kFirstLookUs = 200;
 constexpr double kFirstLookFactor = 1.2;
+constexpr double kEnergyRunUs = 10'000;  // between two reads of the counter
 
 struct CheckCase {
   std::string name;
@@ -43,7 +42,9 @@ class DeviceEvaluator final : public Evaluator {
   std::string nvrtc_version() const override { return moetune::nvrtc_version(); }
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
-  double busy_s() const override { return busy_s_; }
+  Usage usage() const override {
+    return {.busy_s = busy_us_ / 1e6, .compile_s = compiler_.stats().compile_s};
+  }
 
  private:
   struct Steps {
@@ -60,6 +61,7 @@ class DeviceEvaluator final : public Evaluator {
   TokenBatch& batch(std::int64_t num_tokens);
   bool is_right(const Request& request, const Steps& steps, TokenBatch& batch,
                 std::string_view name, Trial& trial, double* call_us);
+  double energy_mj(const Graph& graph, int num_calls, double call_us);
   void time(const Request& request, const Steps& steps, TokenBatch& batch, double call_us,
             Trial& trial);
 
@@ -67,13 +69,14 @@ class DeviceEvaluator final : public Evaluator {
   Problem problem_;
   EvaluatorOptions options_;
   Compiler compiler_;
+  std::unique_ptr<Nvml> nvml_;  // null: no clock check
   std::unique_ptr<Layer> layer_;
   std::vector<CheckCase> cases_;
   std::unique_ptr<TokenBatch> batch_;
   std::map<std::string, std::unique_ptr<Module>> modules_;  // by expression
   // What is_right() found on the check cases: they do not depend on the token count.
   std::map<std::string, Trial> verdicts_;
-  double busy_s_ = 0;
+  double busy_us_ = 0;
 };
 
 Gpu select_gpu(int ordinal) {
@@ -87,12 +90,30 @@ Gpu select_gpu(int ordinal) {
               fmt::format("no GPU {}: this machine has {} usable GPUs", ordinal, gpus.size()));
 }
 
+// Null: no clock check, and no energy. Throws Error(device) when that is wanted and not to be had.
+std::unique_ptr<Nvml> open_nvml(int ordinal, bool with_energy) {
+  char pci_bus_id[32] = {};
+  check_cuda(cudaDeviceGetPCIBusId(pci_bus_id, sizeof pci_bus_id, ordinal),
+             "cudaDeviceGetPCIBusId");
+  std::string why;
+  auto nvml = Nvml::open(pci_bus_id, why);
+  if (!nvml) spdlog::debug("no clock check: {}", why);
+  if (with_energy && !(nvml && nvml->energy_mj())) {
+    throw Error(ErrorKind::device,
+                fmt::format("the energy counter of GPU {} cannot be read: {}; choose another "
+                            "objective than energy",
+                            ordinal, nvml ? "NVML has none for it" : why));
+  }
+  return nvml;
+}
+
 DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,
                                  const EvaluatorOptions& options)
     : gpu_(select_gpu(ordinal)),
       problem_(problem),
       options_(options),
-      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads) {
+      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads),
+      nvml_(open_nvml(ordinal, options.with_energy)) {
   const bool fp8 = gpu_.cc() >= 89 && (is_fp8(problem.dtype) || options.with_fp8);
   layer_ = std::make_unique<Layer>(gpu_, problem_, fp8, compiler_);
   const LayerShape& s = problem_.shape;
@@ -167,6 +188,8 @@ TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
 // One call on routing 0 with poisoned outputs, compared with the judge. Adds to the trial's errors.
 bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, TokenBatch& batch,
                                std::string_view name, Trial& trial, double* call_us) {
+  const Event busy_begin;
+  busy_begin.record(layer_->stream());
   make_reference(*layer_, batch, steps.fp8());
   layer_->prepare(request.stage, steps.first, steps.second, batch);
   layer_->poison();
@@ -176,6 +199,7 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   begin.record(layer_->stream());
   layer_->enqueue(request.stage, steps.first, steps.second, batch, 0);
   end.record(layer_->stream());
+  busy_us_ += elapsed_us(busy_begin, end);
   const ReferenceOutput& reference = *batch.reference[steps.fp8() ? 1 : 0];
   const bool activation = request.stage == Stage::gemm1;
   const Buffer& want = activation ? reference.activation : reference.out;
@@ -203,6 +227,25 @@ bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, Token
   return false;
 }
 
+// Of one call; 0 when the counter fails.
+double DeviceEvaluator::energy_mj(const Graph& graph, int num_calls, double call_us) {
+  const int num_replays =
+      std::max(1, static_cast<int>(kEnergyRunUs / std::max(call_us * num_calls, 1.0)));
+  const Event begin;
+  const Event end;
+  EnergyMeter meter;
+  meter.run = [&] {
+    begin.record(layer_->stream());
+    for (int i = 0; i < num_replays; ++i) graph.launch(layer_->stream());
+    end.record(layer_->stream());
+    const double us = elapsed_us(begin, end);
+    busy_us_ += us;
+    return us;
+  };
+  meter.read_mj = [this] { return nvml_->energy_mj(); };
+  return energy_of_run_mj(meter).value_or(0) / (1.0 * num_replays * num_calls);
+}
+
 void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatch& batch,
                            double call_us, Trial& trial) {
   if (!request.thorough && request.stop_above_us > 0 && call_us > kFirstLookUs &&
@@ -228,7 +271,16 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
       layer_->enqueue(request.stage, steps.first, steps.second, batch, r);
     }
   });
-  trial.timing = time_graph(graph, layer_->stream(), options, trial.screened_out);
+  std::function<std::optional<ClockReading>()> read_clock;
+  // A first look is too short for it.
+  if (request.thorough && nvml_) read_clock = [this] { return nvml_->clock(); };
+  const GraphTiming timed = time_graph(graph, layer_->stream(), options, read_clock);
+  busy_us_ += timed.busy_us;
+  trial.timing = timed.timing;
+  trial.screened_out = timed.stopped;
+  if (options_.with_energy && request.thorough && request.stage == Stage::layer) {
+    trial.energy_mj = energy_mj(graph, options.num_calls, trial.timing.median_us);
+  }
 }
 
 Trial DeviceEvaluator::evaluate(const Request& request) {
@@ -239,7 +291,6 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
   try {
     Steps steps;
     if (!load(request, trial, steps)) return trial;
-    const auto start = Clock::now();
     const std::string key = fmt::format("{}:{}", to_string(request.stage), request.plan.key());
     auto verdict = verdicts_.find(key);
     if (verdict == verdicts_.end()) {
@@ -254,13 +305,13 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
     trial.status = verdict->second.status;
     trial.reason = verdict->second.reason;
     if (trial.status == TrialStatus::ok) {
+      trial.workspace_bytes = workspace_bytes(at(request.num_tokens), request.stage, request.plan);
       TokenBatch& inputs = batch(request.num_tokens);
       double call_us = 0;
       if (is_right(request, steps, inputs, to_string(problem_.routing), trial, &call_us)) {
         time(request, steps, inputs, call_us, trial);
       }
     }
-    busy_s_ += seconds_since(start);
   } catch (const Error& error) {
     // A refused launch is the point's failure. After a fault every call fails: the device is lost.
     if (error.kind() != ErrorKind::device) throw;

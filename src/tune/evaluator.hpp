@@ -11,6 +11,7 @@
 #include "core/gpu.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
+#include "tune/usage.hpp"
 
 namespace moetune {
 
@@ -22,7 +23,15 @@ struct Request {
   double stop_above_us = 0;
   // false: a screening look, a few samples; true: the full protocol (at least 20 samples).
   bool thorough = false;
+  // Announced for a stage or token count to come: compiled when nothing else waits for that.
+  bool is_later = false;
 };
+
+// Whether a GEMM's plan multiplies in fp8. Where that is searched, each choice races by itself: the
+// search reports what it does.
+inline bool is_fp8(const Plan& plan) {
+  return !plan.steps.empty() && plan.steps.front().point.value_or("FP8", 0) == 1;
+}
 
 struct EvaluatorOptions {
   std::string cache_dir;    // cubin cache
@@ -31,6 +40,8 @@ struct EvaluatorOptions {
   int num_routings = 8;
   // Quantised weights beside the bf16 ones although the dtype is bf16: FP8 is a searched axis.
   bool with_fp8 = false;
+  // Thorough layers also say what energy a call takes, which costs half a second each.
+  bool with_energy = false;
 };
 
 class Evaluator {
@@ -39,17 +50,18 @@ class Evaluator {
   virtual const Gpu& gpu() const = 0;
   // "13.0": part of a table's identity.
   virtual std::string nvrtc_version() const = 0;
-  // Starts compiling these plans' kernels in the background, in order. Returns at once.
+  // Starts compiling these plans' kernels in the background, in order. Several GPUs also measure
+  // ahead what is not thorough. What is announced again need not wait until later. Returns at once.
   virtual void prefetch(std::span<const Request> requests) = 0;
   // Compile or fetch, check resources, launch, compare with the reference, and only if right, time.
   // Never throws for what a point does wrong; throws Error for I/O, memory and a lost device.
   virtual Trial evaluate(const Request& request) = 0;
-  // Seconds the GPU (or the compiler, offline) was busy so far; for the run's record.
-  virtual double busy_s() const = 0;
+  virtual Usage usage() const = 0;  // so far
 };
 
 // `problem.num_tokens` is the largest token count that will be asked for. Weights and inputs are
-// made once. Throws Error(device) saying how many bytes are needed when the layer does not fit.
+// made once. Throws Error(device) saying how many bytes are needed when the layer does not fit, and
+// when the energy that is wanted cannot be had.
 std::unique_ptr<Evaluator> make_device_evaluator(int ordinal, const Problem& problem,
                                                  const EvaluatorOptions& options);
 std::unique_ptr<Evaluator> make_offline_evaluator(const Gpu& gpu, const Problem& problem,

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "core/error.hpp"
@@ -13,7 +14,9 @@ namespace {
 
 // Looks measured but not yet asked for, a member: what a kill of the search may lose, and what a
 // slow trial elsewhere may let pile up.
-constexpr std::size_t kAhead = 16;
+constexpr std::size_t kAhead = 48;
+// Of a single member: no more than keeps it busy while its last answer is dealt with.
+constexpr std::size_t kAheadAlone = 2;
 
 std::string look_key(const Request& request) {
   return fmt::format("{}|{}|{}", to_string(request.stage), request.num_tokens, request.plan.key());
@@ -116,9 +119,9 @@ void EvaluatorPool::work(Member& member, Evaluator& evaluator) {
     } catch (const std::exception&) {
       error = std::current_exception();
     }
-    const double busy_s = evaluator.busy_s();
+    const Usage usage = evaluator.usage();
     lock.lock();
-    member.busy_s = busy_s;
+    member.usage = usage;
     if (is_lost) {
       member.error = error;
       lose(member, job);
@@ -157,33 +160,42 @@ EvaluatorPool::JobPtr EvaluatorPool::pick(Member& member) {
     job->state = State::running;
     return job;
   }
-  if (JobPtr job = pick_look(urgent_)) return job;
-  if (num_ahead_ >= kAhead * members_.size()) return nullptr;
-  JobPtr job = pick_look(member.looks);
+  if (JobPtr job = pick_look(urgent_, true)) return job;
+  const std::size_t most = members_.size() == 1 ? kAheadAlone : kAhead * members_.size();
+  if (num_ahead_ >= most) return nullptr;
+  const bool any_count = num_tokens_ == 0 || (in_finals_ && &member != home(num_tokens_));
+  JobPtr job = pick_look(member.looks, any_count);
   // Nothing of its own: help whoever has most left.
-  while (!job) {
-    const auto most = std::max_element(
-        members_.begin(), members_.end(),
-        [](const auto& a, const auto& b) { return a->looks.size() < b->looks.size(); });
-    if ((*most)->looks.empty()) return nullptr;
-    job = pick_look((*most)->looks);
+  std::set<Member*> asked{&member};
+  while (!job && asked.size() < members_.size()) {
+    Member* fullest = nullptr;
+    for (const auto& other : members_) {
+      if (asked.contains(other.get())) continue;
+      if (fullest == nullptr || other->looks.size() > fullest->looks.size()) fullest = other.get();
+    }
+    asked.insert(fullest);
+    job = pick_look(fullest->looks, any_count);
   }
   // The bound that holds now: when the look was announced there may have been none.
-  if (!job->is_asked && job->request.stage == stage_ && job->request.num_tokens == num_tokens_)
-    job->request.stop_above_us = stop_above_us_;
+  if (job && !job->is_asked && job->request.stage == stage_ &&
+      job->request.num_tokens == num_tokens_) {
+    job->request.stop_above_us = stop_above_us_.at(is_fp8(job->request.plan));
+  }
   return job;
 }
 
-EvaluatorPool::JobPtr EvaluatorPool::pick_look(std::deque<JobPtr>& looks) {
-  while (!looks.empty()) {
-    JobPtr job = std::move(looks.front());
-    looks.pop_front();
-    if (job->state != State::waiting || job->is_dropped) continue;
-    job->state = State::running;
-    if (!job->is_asked) ++num_ahead_;
-    return job;
-  }
-  return nullptr;
+EvaluatorPool::JobPtr EvaluatorPool::pick_look(std::deque<JobPtr>& looks, bool any_count) {
+  std::erase_if(looks,
+                [](const JobPtr& job) { return job->state != State::waiting || job->is_dropped; });
+  const auto found = std::find_if(looks.begin(), looks.end(), [&](const JobPtr& job) {
+    return any_count || job->request.num_tokens == num_tokens_;
+  });
+  if (found == looks.end()) return nullptr;
+  JobPtr job = *found;
+  looks.erase(found);
+  job->state = State::running;
+  if (!job->is_asked) ++num_ahead_;
+  return job;
 }
 
 EvaluatorPool::Member* EvaluatorPool::home(std::int64_t num_tokens) {
@@ -227,10 +239,13 @@ void EvaluatorPool::prefetch(std::span<const Request> requests) {
     } while (!member->works);
     if (!request.thorough) {
       const auto [look, is_new] = looks_.try_emplace(look_key(request), nullptr);
-      if (!is_new) continue;
-      look->second = std::make_shared<Job>();
-      look->second->request = request;
-      member->looks.push_back(look->second);
+      if (is_new) {
+        look->second = std::make_shared<Job>();
+        look->second->request = request;
+        look->second->member = member;
+        member->looks.push_back(look->second);
+      }
+      member = look->second->member;
     }
     // Compiled where it will most likely run.
     member->compile.push_back(request);
@@ -245,6 +260,8 @@ Trial EvaluatorPool::evaluate(const Request& request) {
   Member* only = nullptr;
   if (request.thorough) {
     // The finals have begun: what was announced of these looks will not be asked for.
+    num_tokens_ = request.num_tokens;
+    in_finals_ = true;
     drop_looks(request.stage, request.num_tokens);
     only = home(request.num_tokens);
     if (!only->works) {
@@ -258,11 +275,14 @@ Trial EvaluatorPool::evaluate(const Request& request) {
     job->is_look = false;
     only->thorough.push_back(job);
   } else {
-    if (request.stage != stage_ || request.num_tokens != num_tokens_)
+    if (request.stage != stage_ || request.num_tokens != num_tokens_) {
       drop_looks(stage_, num_tokens_);
+      stop_above_us_ = {};
+    }
     stage_ = request.stage;
     num_tokens_ = request.num_tokens;
-    stop_above_us_ = request.stop_above_us;
+    in_finals_ = false;
+    stop_above_us_.at(is_fp8(request.plan)) = request.stop_above_us;
     if (const auto look = looks_.find(look_key(request)); look != looks_.end()) {
       job = look->second;
       if (job->state != State::waiting) --num_ahead_;
@@ -287,11 +307,15 @@ Trial EvaluatorPool::evaluate(const Request& request) {
   return std::move(job->trial);
 }
 
-double EvaluatorPool::busy_s() const {
+Usage EvaluatorPool::usage() const {
   const std::lock_guard lock(mutex_);
-  double sum_s = 0;
-  for (const auto& member : members_) sum_s += member->busy_s;
-  return sum_s / static_cast<double>(members_.size());
+  Usage sum;
+  for (const auto& member : members_) {
+    sum.busy_s += member->usage.busy_s / static_cast<double>(members_.size());
+    sum.compile_s += member->usage.compile_s;
+    sum.peak_host_bytes += member->usage.peak_host_bytes;
+  }
+  return sum;
 }
 
 }  // namespace moetune

@@ -1,7 +1,8 @@
-// Several evaluators of the same kind of GPU as one: first looks are shared out, winners are
-// compared on one GPU.
+// One or more evaluators of the same kind of GPU as one: first looks are measured ahead and shared
+// out, winners are compared on one GPU.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -22,6 +23,8 @@ namespace moetune {
 // The pool therefore measures the announced looks ahead, all members at once, and has the answer
 // when it is asked for. What it must not share out it does not: thorough requests of one token
 // count, the finalists' and the layers', all go to the same member, the first that still works.
+// Inputs and references of another token count take a GPU long to make, so looks of one to come are
+// left to the others while that member is at the finals.
 //
 // Each member lives in a thread of its own. One that is lost (its evaluate() throws Error(device))
 // hands what it had to the others; the search goes on while any is left, unless the lost one holds
@@ -39,18 +42,20 @@ class EvaluatorPool : public Evaluator {
   std::string nvrtc_version() const override { return members_.front()->nvrtc_version; }
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
-  double busy_s() const override;  // of a GPU, on average
+  Usage usage() const override;  // busy: of a GPU, on average; the rest: of all
 
   std::size_t num_members() const { return members_.size(); }
 
  private:
+  struct Member;
   enum class State { waiting, running, done };
   struct Job {
     Request request;
     State state = State::waiting;
-    bool is_look = true;      // any member may take it
-    bool is_asked = false;    // somebody waits for it
-    bool is_dropped = false;  // nobody will ask for it
+    bool is_look = true;       // any member may take it
+    bool is_asked = false;     // somebody waits for it
+    bool is_dropped = false;   // nobody will ask for it
+    Member* member = nullptr;  // a look's: where its kernel is compiled
     Trial trial;
     std::exception_ptr error;
   };
@@ -61,7 +66,7 @@ class EvaluatorPool : public Evaluator {
     std::exception_ptr error;
     Gpu gpu;
     std::string nvrtc_version;
-    double busy_s = 0;
+    Usage usage;
     std::deque<JobPtr> looks;      // announced and given to this member, in order
     std::deque<JobPtr> thorough;   // only this member may run them
     std::vector<Request> compile;  // to be passed on by prefetch()
@@ -73,7 +78,7 @@ class EvaluatorPool : public Evaluator {
   void lose(Member& member, const JobPtr& job);
   // These are called with the mutex held.
   JobPtr pick(Member& member);
-  JobPtr pick_look(std::deque<JobPtr>& looks);
+  JobPtr pick_look(std::deque<JobPtr>& looks, bool any_count);
   Member* home(std::int64_t num_tokens);
   void drop_looks(Stage stage, std::int64_t num_tokens);
   void forget(std::map<std::string, JobPtr>::iterator look);
@@ -87,9 +92,10 @@ class EvaluatorPool : public Evaluator {
   std::deque<JobPtr> urgent_;            // looks that are waited for; before all others
   std::size_t num_ahead_ = 0;            // looks running or done that nobody has asked for
   std::size_t next_member_ = 0;
-  Stage stage_ = Stage::layer;  // of the last look asked for
-  std::int64_t num_tokens_ = 0;
-  double stop_above_us_ = 0;
+  Stage stage_ = Stage::layer;             // of the last look asked for
+  std::int64_t num_tokens_ = 0;            // of the last request; 0: none yet
+  bool in_finals_ = false;                 // the last request was thorough
+  std::array<double, 2> stop_above_us_{};  // [is_fp8]
   std::map<std::int64_t, Member*> homes_;  // by token count
   bool is_ending_ = false;
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
@@ -13,6 +15,7 @@ namespace {
 
 constexpr double kSecondRound = 1.05;  // who is measured again after the first thorough round
 constexpr int kNumRounds = 2;
+constexpr double kCostBand = 1.01;
 
 bool is_faster(const Trial& a, const Trial& b) {
   return a.timing.median_us < b.timing.median_us;
@@ -33,6 +36,24 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
     }
   }
   return picked;
+}
+
+void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8) {
+  if (objective == Objective::time) return;
+  const auto group = [by_fp8](const Trial& trial) {
+    return by_fp8 ? trial.plan.steps.front().point.value_or("FP8", 0) : 0;
+  };
+  std::map<int, double> least;
+  for (const Trial& trial : trials) {
+    const std::optional<double> value = cost(objective, trial);
+    if (!value || !has_good_time(trial)) continue;
+    double& so_far = least.try_emplace(group(trial), *value).first->second;
+    so_far = std::min(so_far, *value);
+  }
+  std::erase_if(trials, [&](const Trial& trial) {
+    const std::optional<double> value = cost(objective, trial);
+    return !value || !has_good_time(trial) || *value > least.at(group(trial)) * kCostBand;
+  });
 }
 
 std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
@@ -59,17 +80,23 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
     if (!std::all_of(of_plan.begin(), of_plan.end(), has_good_time)) continue;
     Trial sum = of_plan.front();
     sum.timing = {};
+    sum.energy_mj = 0;
     const auto num = static_cast<double>(of_plan.size());
+    double clock_mhz = 0;
     for (const Trial& trial : of_plan) {
       sum.timing.median_us += trial.timing.median_us / num;
       sum.timing.p10_us += trial.timing.p10_us / num;
       sum.timing.p90_us += trial.timing.p90_us / num;
       sum.timing.num_samples += trial.timing.num_samples;
       sum.timing.num_discarded += trial.timing.num_discarded;
+      sum.timing.unsteady = sum.timing.unsteady || trial.timing.unsteady;
+      sum.energy_mj += trial.energy_mj / num;
+      clock_mhz += trial.timing.clock_mhz / num;
       sum.rel_err = std::max(sum.rel_err, trial.rel_err);
       sum.max_err = std::max(sum.max_err, trial.max_err);
       sum.quantisation_err = std::max(sum.quantisation_err, trial.quantisation_err);
     }
+    sum.timing.clock_mhz = static_cast<int>(std::lround(clock_mhz));
     merged.push_back(sum);
   }
   return merged;

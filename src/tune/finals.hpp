@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/objective.hpp"
 #include "core/trial.hpp"
 #include "kernels/variant.hpp"
 #include "tune/proposals.hpp"
@@ -17,6 +18,11 @@ namespace moetune {
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, and
 // the first of each FP8 choice: what fp8 costs around a GEMM shows only in the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
+
+// Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such
+// cost; with `by_fp8` each FP8 choice by itself, for errors of GEMMs are against references in
+// their own precision. time: leaves all, for settle() decides.
+void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 
 // Measures thoroughly, in rounds that are interleaved so that a drift of clocks hits all alike.
 // After the first round only what is within 5 % of the best goes on. Returns those that stayed ok

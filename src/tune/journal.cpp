@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include <string_view>
 #include <system_error>
 
@@ -45,13 +46,18 @@ void check_header(const Json& header, const std::string& path) {
 }
 
 void check_same(const Json& found, const Json& wanted, const std::string& path) {
-  for (const auto& [key, value] : wanted.items()) {
-    const Json* old = found.contains(key) ? &found.at(key) : nullptr;
-    if (old != nullptr && *old == value) continue;
+  std::set<std::string> keys;
+  for (const Json* json : {&found, &wanted})
+    for (const auto& [key, value] : json->items()) keys.insert(key);
+  for (const std::string& key : keys) {
+    const auto text = [&key](const Json& json) {
+      return json.contains(key) ? json.at(key).dump() : std::string("missing");
+    };
+    if (text(found) == text(wanted)) continue;
     throw Error(ErrorKind::input,
                 fmt::format("{}: cannot resume, its {} is {} and this search's is {}; search "
                             "without --resume (the old journal is kept) or repeat its settings",
-                            path, key, old != nullptr ? old->dump() : "missing", value.dump()));
+                            path, key, text(found), text(wanted)));
   }
 }
 

@@ -1,5 +1,5 @@
 // The journal of a search: append-only JSON lines, a record a trial, so that a kill loses at most
-// the trial in flight and the same command goes on where it stopped.
+// what is in flight or measured ahead and the same command goes on where it stopped.
 //
 //   {"record": "header", "version": 1, "identity": {...}, "created": ..., "command": ...}
 //   {"record": "trial", "round": 0, "elapsed_s": 1.25, <the fields of Trial>}

@@ -9,6 +9,7 @@
 #include "tune/evaluator.hpp"
 #include "tune/records.hpp"
 #include "tune/static_check.hpp"
+#include "tune/workspace.hpp"
 
 namespace moetune {
 namespace {
@@ -32,7 +33,10 @@ class OfflineEvaluator : public Evaluator {
   void prefetch(std::span<const Request> requests) override {
     submit(gpu_, problem_, requests, compiler_);
   }
-  double busy_s() const override { return compiler_.stats().compile_s; }
+  Usage usage() const override {
+    const double compile_s = compiler_.stats().compile_s;
+    return {.busy_s = compile_s, .compile_s = compile_s};
+  }
 
   Trial evaluate(const Request& request) override {
     Trial trial;
@@ -45,6 +49,7 @@ class OfflineEvaluator : public Evaluator {
     for (const Step& step : request.plan.steps)
       if (!check_static(gpu_, problem, step, compiler_, trial)) return trial;
 
+    trial.workspace_bytes = workspace_bytes(problem, request.stage, request.plan);
     if (const Trial* record = records_.find(request.stage, request.num_tokens, request.plan)) {
       trial.source = Source::recorded;
       trial.timing = record->timing;
@@ -106,6 +111,8 @@ class OfflineEvaluator : public Evaluator {
 
 std::unique_ptr<Evaluator> make_offline_evaluator(const Gpu& gpu, const Problem& problem,
                                                   const EvaluatorOptions& options) {
+  if (options.with_energy)
+    throw Error(ErrorKind::device, "energy cannot be had offline; it needs a GPU");
   return std::make_unique<OfflineEvaluator>(gpu, problem, options);
 }
 

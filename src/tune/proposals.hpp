@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/objective.hpp"
 #include "kernels/variant.hpp"
 #include "search/legal_points.hpp"
 #include "search/strategy.hpp"
@@ -29,6 +30,7 @@ struct SearchSettings {
   Fp8Mode fp8 = Fp8Mode::off;
   Budget budget;
   std::size_t num_finalists = 5;
+  Objective objective = Objective::time;
 };
 
 struct Candidate {

@@ -1,6 +1,7 @@
 #include "tune/race.hpp"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <string>
 #include <utility>
@@ -21,13 +22,14 @@ constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is kn
 // allowance may reach, then what may come after the queue, then the first of the later stage's.
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
                    std::uint64_t num_allowed, Proposals* later) {
-  const auto top_up = [&runner](Proposals& of, std::size_t end) {
+  const auto top_up = [&](Proposals& of, std::size_t end) {
     std::vector<Request> requests;
     end = std::min(end, of.queue.size());
     for (; of.num_prefetched < end; ++of.num_prefetched) {
       requests.push_back({.stage = of.stage(),
                           .num_tokens = of.num_tokens(),
-                          .plan = of.plan(of.queue[of.num_prefetched])});
+                          .plan = of.plan(of.queue[of.num_prefetched]),
+                          .is_later = &of == later});
     }
     runner.prefetch(requests);
   };
@@ -37,9 +39,11 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
   if (is_new) {
     std::vector<Request> requests;
     for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
+      // Thorough: perhaps nobody asks, so no GPU shall look at it ahead.
       requests.push_back({.stage = proposals.stage(),
                           .num_tokens = proposals.num_tokens(),
-                          .plan = std::move(plan)});
+                          .plan = std::move(plan),
+                          .thorough = true});
     }
     runner.prefetch(requests);
   }
@@ -51,22 +55,31 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
 }  // namespace
 
 std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Plan> seeds,
-                        const Allowance& allowance, Proposals* later) {
+                        const Allowance& allowance, Proposals* later, bool by_time) {
   std::vector<Trial> trials;
   std::map<std::string, std::size_t> seen;
-  double best_us = 0;
+  std::array<double, 2> best_us{};  // [is_fp8]; 0: none yet
   const auto request = [&](const Plan& plan) {
-    return Request{proposals.stage(), proposals.num_tokens(), plan, best_us * kRaceBand, false};
+    return Request{.stage = proposals.stage(),
+                   .num_tokens = proposals.num_tokens(),
+                   .plan = plan,
+                   .stop_above_us = by_time ? best_us.at(is_fp8(plan)) * kRaceBand : 0};
   };
   const auto look = [&](const Plan& plan) {
     seen.emplace(plan.key(), trials.size());
     trials.push_back(runner.run(request(plan), 0));
     const Trial& trial = trials.back();
-    if (has_good_time(trial) && (best_us == 0 || trial.timing.median_us < best_us)) {
-      best_us = trial.timing.median_us;
+    double& best = best_us.at(is_fp8(plan));
+    if (has_good_time(trial) && (best == 0 || trial.timing.median_us < best)) {
+      best = trial.timing.median_us;
     }
   };
+  const auto best_of_both = [&best_us] {
+    const auto [least, most] = std::minmax_element(best_us.begin(), best_us.end());
+    return *least > 0 ? *least : *most;
+  };
 
+  proposals.num_prefetched = 0;  // what was announced for later is wanted now
   std::vector<Request> first;
   for (const Plan& plan : seeds) first.push_back(request(plan));
   runner.prefetch(first);
@@ -87,7 +100,7 @@ std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Pl
       }
       candidate.strategy->observe(candidate.point, trials[seen.at(plan.key())]);
     }
-  } while (proposals.refill(best_us));
+  } while (proposals.refill(best_of_both()));
   return trials;
 }
 

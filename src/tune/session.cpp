@@ -25,6 +25,10 @@ constexpr double kLayerBand = 1.03;
 
 using Pair = std::array<Proposals, 2>;
 
+std::size_t place(Stage stage) {
+  return stage == Stage::gemm1 ? 0 : 1;
+}
+
 bool allows(const Pair& proposals, const Plan& plan) {
   const Step* first = plan.find(to_string(Stage::gemm1));
   const Step* second = plan.find(to_string(Stage::gemm2));
@@ -51,7 +55,8 @@ class Session {
   void end();
 
  private:
-  std::future<Pair> propose(std::size_t index) const;
+  void propose(std::size_t index);
+  void begin_next(Stage stage, const std::vector<Trial>& looks);
   void write();
   std::optional<Table> table_on_disk() const;
   Plan known_plan(std::int64_t num_tokens) const;
@@ -68,39 +73,55 @@ class Session {
   Runner runner_;
   SearchListener& listener_;
   SearchResult& result_;
-  std::optional<Table> before_;               // of an earlier search
-  std::uint64_t num_looks_ = 0;               // what a budget of trials counts
-  std::uint64_t num_left_ = 0;                // token counts to go
-  std::array<std::vector<Plan>, 2> winners_;  // of the token count before
-  std::array<std::vector<Trial>, 2> looks_;   // at the token count before
+  std::optional<Table> before_;                 // of an earlier search
+  std::uint64_t num_looks_ = 0;                 // what a budget of trials counts
+  std::uint64_t num_left_ = 0;                  // token counts to go
+  std::array<std::vector<Plan>, 2> winners_;    // of the token count before
+  std::array<std::future<Proposals>, 2> next_;  // of the token count to come; invalid: none
 };
 
 // The next token count's spaces are enumerated beside the measuring: it takes a good part of a
 // second a stage.
-std::future<Pair> Session::propose(std::size_t index) const {
-  if (index >= settings_.token_counts.size()) return {};
+void Session::propose(std::size_t index) {
+  if (index >= settings_.token_counts.size()) return;
   Problem problem = problem_;
   problem.num_tokens = settings_.token_counts[index];
-  return std::async(std::launch::async, [this, problem, gpu = evaluator_.gpu()] {
-    return Pair{Proposals(settings_, gpu, problem, Stage::gemm1),
-                Proposals(settings_, gpu, problem, Stage::gemm2)};
+  for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
+    next_[place(stage)] =
+        std::async(std::launch::async, [this, stage, problem, gpu = evaluator_.gpu()] {
+          return Proposals(settings_, gpu, problem, stage);
+        });
+  }
+}
+
+// As soon as it is known what this token count's looks came to, also beside the measuring.
+void Session::begin_next(Stage stage, const std::vector<Trial>& looks) {
+  std::future<Proposals>& next = next_[place(stage)];
+  if (!next.valid()) return;
+  next = std::async(std::launch::async, [looks, enumerated = std::move(next)]() mutable {
+    Proposals proposals = enumerated.get();
+    proposals.begin(looks);
+    return proposals;
   });
 }
 
 void Session::run() {
-  std::future<Pair> next = propose(0);
+  propose(0);
+  for (const Stage stage : {Stage::gemm1, Stage::gemm2}) begin_next(stage, {});
+  std::optional<Proposals> first = next_[0].get();
   for (std::size_t i = 0; i < settings_.token_counts.size(); ++i) {
     const std::int64_t num_tokens = settings_.token_counts[i];
     num_left_ = settings_.token_counts.size() - i;
-    Pair proposals = next.get();
-    next = propose(i + 1);
+    Pair proposals{*std::move(first), next_[1].get()};
+    propose(i + 1);
     Problem problem = problem_;
     problem.num_tokens = num_tokens;
     const Plan reference = settings_.reference(evaluator_.gpu(), problem);
-    for (std::size_t s = 0; s < 2; ++s) proposals[s].begin(looks_[s]);
     std::array<std::vector<Trial>, 2> finals;
     finals[0] = tune_stage(proposals[0], &proposals[1], reference);
-    finals[1] = tune_stage(proposals[1], nullptr, reference);
+    // What comes after the layers compiles while they are measured, and other GPUs look at it.
+    first = next_[0].valid() ? std::optional(next_[0].get()) : std::nullopt;
+    finals[1] = tune_stage(proposals[1], first ? &*first : nullptr, reference);
     const std::optional<TableEntry> entry = tune_layer(proposals, reference, finals);
     if (!entry) {
       result_.missing.push_back(num_tokens);
@@ -150,10 +171,10 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
                                        const Plan& reference) {
   const Stage stage = proposals.stage();
   const std::int64_t num_tokens = proposals.num_tokens();
-  std::vector<Plan>& winners = winners_[stage == Stage::gemm1 ? 0 : 1];
+  std::vector<Plan>& winners = winners_[place(stage)];
   const std::size_t first_trial = runner_.trials().size();
   const std::uint64_t measured_before = num_measured();
-  std::uint64_t to_come = proposals.expected() * (2 * num_left_ - (later != nullptr ? 0 : 1));
+  std::uint64_t to_come = proposals.expected() * (2 * num_left_ - place(stage));
   if (settings_.budget.num_trials > 0) {
     to_come = std::min(to_come, settings_.budget.num_trials - num_looks_);
   }
@@ -168,8 +189,11 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
     if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
   const Allowance allowance =
       share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, stage == Stage::gemm2);
-  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later);
-  looks_[stage == Stage::gemm1 ? 0 : 1] = trials;
+  // Of energy nothing is known before the layers: until then it is time that decides.
+  const bool by_time =
+      settings_.objective == Objective::time || settings_.objective == Objective::energy;
+  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later, by_time);
+  begin_next(stage, trials);
   // After the race: a resumed search finds its own entries in the table, and strategies that learn
   // must decide as they did before.
   const Plan known = known_plan(num_tokens);
@@ -186,12 +210,14 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
   // The reference is measured even where the settings exclude it (FP8 on): it cannot win then.
   std::erase_if(trials,
                 [&](const Trial& trial) { return !proposals.allows(trial.plan.steps.front()); });
+  if (!by_time) keep_best(trials, settings_.objective, true);
   settle(trials, nullptr, settings_.variants);
   std::vector<Plan> finalists;
   for (const Trial& trial : pick(trials, settings_.num_finalists, kFinalistBand)) {
     finalists.push_back(trial.plan);
   }
   std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens);
+  if (!by_time) keep_best(finals, settings_.objective, true);
   settle(finals, nullptr, settings_.variants);
   winners.clear();
   for (const Trial& trial : finals) winners.push_back(trial.plan);
@@ -234,6 +260,12 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   if (!allows(proposals, reference)) {
     std::erase_if(layers, [&](const Trial& trial) { return trial.plan == reference; });
   }
+  const bool any_works = !layers.empty();
+  keep_best(layers, settings_.objective, false);
+  if (any_works && layers.empty()) {
+    listener_.note(fmt::format("{} tokens: layers work, but their {} is not known", num_tokens,
+                               to_string(settings_.objective)));
+  }
   entry.tie = settle(layers, &reference, settings_.variants);
   if (layers.empty()) return {};
 
@@ -242,6 +274,9 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   entry.timing = winner.timing;
   entry.speedup = entry.reference_us / winner.timing.median_us;
   entry.rel_err = winner.rel_err;
+  entry.quantisation_err = winner.quantisation_err;
+  entry.energy_mj = winner.energy_mj;
+  entry.workspace_bytes = winner.workspace_bytes;
   entry.registers = winner.registers;
   entry.smem_bytes = winner.smem_bytes;
   entry.source = winner.source;
@@ -269,9 +304,10 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
                     const std::function<bool()>& stop, SearchListener& listener) {
   SearchResult result;
   result.table = std::move(table);
+  result.table.objective = settings.objective;
   result.table.complete = false;
   const auto began = std::chrono::steady_clock::now();
-  const double busy_before = evaluator.busy_s();
+  const Usage before = evaluator.usage();
   Session session(evaluator, problem, settings, table_dir, journal, stop, listener, result);
   try {
     session.run();
@@ -279,7 +315,10 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
     result.interrupted = true;
   }
   result.wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  result.busy_s = evaluator.busy_s() - busy_before;
+  result.usage = evaluator.usage();
+  result.usage.busy_s -= before.busy_s;
+  result.usage.compile_s -= before.compile_s;
+  result.usage.peak_host_bytes += peak_host_bytes();
   session.end();
   journal.append(run_record(result));
   journal.sync();

@@ -27,7 +27,7 @@ struct SearchResult {
   bool interrupted = false;
   std::uint64_t num_resumed = 0;  // trials taken from the journal
   double wall_s = 0;              // of this run
-  double busy_s = 0;              // of the evaluator in this run
+  Usage usage;                    // of this run; peak memory: of all its processes
 };
 
 // Tunes each token count, small to large: gemm1, then gemm2 (they do not constrain each other),

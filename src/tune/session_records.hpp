@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <span>
+#include <string>
 
 #include "core/trial.hpp"
 #include "tune/finals.hpp"
@@ -21,7 +22,13 @@ nlohmann::ordered_json stage_record(const Proposals& proposals, std::span<const 
                                     std::size_t num_trials);
 nlohmann::ordered_json entry_record(std::int64_t num_tokens, const TableEntry& entry,
                                     const Interval& interval);
-// What a run came to: seconds, trials by status, points by rejecting rule.
+// What a run took: seconds, how busy the GPU was (of several: on average), peak host memory of all
+// its processes, samples discarded and whether there was a clock check. `clock_check` is null when
+// nothing was measured thoroughly.
+nlohmann::ordered_json run_figures(const SearchResult& result);
+// The same in two lines for people. `offline`: it was the compiler that was busy.
+std::string run_text(const SearchResult& result, bool offline);
+// What a run came to: its figures, trials by status, points by rejecting rule.
 nlohmann::ordered_json run_record(const SearchResult& result);
 
 }  // namespace moetune

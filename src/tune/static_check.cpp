@@ -47,7 +47,8 @@ KernelSource source_of(const Gpu& gpu, const Problem& problem, const Step& step)
 void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
             Compiler& compiler) {
   for (const Request& request : requests)
-    for (const Step& step : request.plan.steps) compiler.submit(source_of(gpu, problem, step));
+    for (const Step& step : request.plan.steps)
+      compiler.submit(source_of(gpu, problem, step), request.is_later);
 }
 
 std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem, const Step& step,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.hpp"
@@ -132,12 +133,18 @@ Trial WorkerEvaluator::evaluate(const Request& request) {
   return trial;
 }
 
+// One child at a time: their peaks do not add up.
+Usage WorkerEvaluator::usage() const {
+  return {ended_.busy_s + child_.busy_s, ended_.compile_s + child_.compile_s,
+          std::max(ended_.peak_host_bytes, child_.peak_host_bytes)};
+}
+
 std::optional<Death> WorkerEvaluator::try_once(const Request& request, Trial& trial) {
   open();
   try {
     return ask({{"evaluate", encode(request)}}, limits_.trial_s, [&](const ordered_json& reply) {
       auto answered = reply.at("trial").get<Trial>();
-      child_busy_s_ = reply.at("busy_s").get<double>();
+      child_ = decode_usage(reply.at("usage"));
       trial = std::move(answered);
     });
   } catch (const Error& error) {
@@ -184,7 +191,8 @@ Death WorkerEvaluator::bury(Channel::Result result, double limit_s) {
 Death WorkerEvaluator::bury(TrialStatus status, std::string reason) {
   worker_->process.finish(0);
   worker_.reset();
-  ended_busy_s_ += std::exchange(child_busy_s_, 0.0);
+  ended_ = usage();
+  child_ = {};
   return {status, std::move(reason)};
 }
 

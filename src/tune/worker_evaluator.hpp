@@ -69,7 +69,7 @@ class WorkerEvaluator : public Evaluator {
   std::string nvrtc_version() const override { return nvrtc_version_; }
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
-  double busy_s() const override { return ended_busy_s_ + child_busy_s_; }
+  Usage usage() const override;
 
  private:
   struct Worker {
@@ -94,8 +94,8 @@ class WorkerEvaluator : public Evaluator {
   std::unique_ptr<Worker> worker_;
   Gpu gpu_;
   std::string nvrtc_version_;
-  double child_busy_s_ = 0;
-  double ended_busy_s_ = 0;  // of children that have died
+  Usage child_;
+  Usage ended_;  // of children that have died; their greatest peak
   std::shared_ptr<Quarantine> quarantine_;
   int num_deaths_ = 0;  // in a row
 };

@@ -61,6 +61,7 @@ Opening decode_open(const ordered_json& json) {
   json.at("num_threads").get_to(opening.options.num_threads);
   json.at("num_routings").get_to(opening.options.num_routings);
   json.at("with_fp8").get_to(opening.options.with_fp8);
+  json.at("with_energy").get_to(opening.options.with_energy);
   return opening;
 }
 
@@ -85,7 +86,9 @@ ordered_json answer(const ordered_json& message, const EvaluatorFactory& make_ev
     return nullptr;
   }
   const Trial trial = evaluator->evaluate(decode_request(message.at("evaluate")));
-  return {{"trial", trial}, {"busy_s", evaluator->busy_s()}};
+  Usage usage = evaluator->usage();
+  usage.peak_host_bytes = peak_host_bytes();
+  return {{"trial", trial}, {"usage", encode(usage)}};
 }
 
 }  // namespace
@@ -137,7 +140,8 @@ ordered_json encode(const Request& request) {
           {"num_tokens", request.num_tokens},
           {"plan", request.plan},
           {"stop_above_us", request.stop_above_us},
-          {"thorough", request.thorough}};
+          {"thorough", request.thorough},
+          {"is_later", request.is_later}};
 }
 
 Request decode_request(const ordered_json& json) {
@@ -147,6 +151,7 @@ Request decode_request(const ordered_json& json) {
   json.at("plan").get_to(request.plan);
   json.at("stop_above_us").get_to(request.stop_above_us);
   json.at("thorough").get_to(request.thorough);
+  json.at("is_later").get_to(request.is_later);
   return request;
 }
 
@@ -184,9 +189,22 @@ Gpu decode_gpu(const ordered_json& json) {
   return gpu;
 }
 
+ordered_json encode(const Usage& usage) {
+  const auto& [busy_s, compile_s, peak_host_bytes] = usage;
+  return {{"busy_s", busy_s}, {"compile_s", compile_s}, {"peak_host_bytes", peak_host_bytes}};
+}
+
+Usage decode_usage(const ordered_json& json) {
+  Usage usage;
+  json.at("busy_s").get_to(usage.busy_s);
+  json.at("compile_s").get_to(usage.compile_s);
+  json.at("peak_host_bytes").get_to(usage.peak_host_bytes);
+  return usage;
+}
+
 ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOptions& options) {
   // Named one by one, so that a new option does not compile until it is sent, too.
-  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8] = options;
+  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8, with_energy] = options;
   return {{"ordinal", ordinal},
           {"model", problem.shape.model},
           {"num_experts", problem.shape.num_experts},
@@ -201,7 +219,8 @@ ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOpt
           {"records_dir", records_dir},
           {"num_threads", num_threads},
           {"num_routings", num_routings},
-          {"with_fp8", options.with_fp8}};
+          {"with_fp8", with_fp8},
+          {"with_energy", with_energy}};
 }
 
 namespace {

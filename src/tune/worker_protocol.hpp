@@ -3,7 +3,7 @@
 // the child answers; only "prefetch" has no answer.
 //
 //   {"open": {...}}           -> {"gpu": {...}, "nvrtc": "13.0"}
-//   {"evaluate": {...}}       -> {"trial": {...}, "busy_s": 1.5}
+//   {"evaluate": {...}}       -> {"trial": {...}, "usage": {"busy_s": 1.5, ...}}
 //   {"prefetch": [{...}]}
 //   whatever throws           -> {"error": {"kind": 3, "message": "..."}}
 #pragma once
@@ -41,6 +41,8 @@ nlohmann::ordered_json encode(const Request& request);
 Request decode_request(const nlohmann::ordered_json& json);
 nlohmann::ordered_json encode(const Gpu& gpu);
 Gpu decode_gpu(const nlohmann::ordered_json& json);
+nlohmann::ordered_json encode(const Usage& usage);
+Usage decode_usage(const nlohmann::ordered_json& json);
 nlohmann::ordered_json encode_open(int ordinal, const Problem& problem,
                                    const EvaluatorOptions& options);
 

@@ -9,11 +9,14 @@
 #include <random>
 #include <vector>
 
+#include "core/error.hpp"
 #include "cuda/device.hpp"
 #include "layer/reference.hpp"
 #include "measure/check.hpp"
+#include "measure/nvml.hpp"
 #include "search/strategy.hpp"
 #include "tune/evaluator.hpp"
+#include "tune/workspace.hpp"
 
 using namespace moetune;
 
@@ -276,4 +279,63 @@ TEST_CASE("layer: many tokens are sorted by several blocks and give the same res
   CAPTURE(trial.reason);
   CHECK(trial.status == TrialStatus::ok);
   CHECK(trial.rel_err <= 0.006);
+}
+
+TEST_CASE("layer: it reserves what workspace_bytes() says, and its batch the quantised input") {
+  if (no_gpu()) return;
+  const Gpu gpu = list_gpus()[0];
+  Compiler compiler(arch_name(gpu), "", 0);
+  for (const bool fp8 : {false, true}) {
+    if (fp8 && gpu.cc() < 89) continue;
+    for (const int split_k : {1, 4}) {
+      const Problem problem = small_problem(fp8 ? Dtype::fp8_block : Dtype::bf16, 512, 256);
+      Plan plan = reference_plan(gpu, problem);
+      for (Step& step : plan.steps) step.point.set("FP8", fp8 ? 1 : 0);
+      plan.steps[1].point.set("SPLIT_K", split_k);
+      Layer layer(gpu, problem, fp8, compiler);
+      const auto batch = layer.make_batch(problem, 1);
+      const auto step = [&](std::size_t i, Stage stage) {
+        const Step& of = plan.steps[i];
+        return GemmStep{find_variant(of.variant).launch(problem, stage, of.point), nullptr};
+      };
+      const GemmStep gemm1 = step(0, Stage::gemm1);
+      const GemmStep gemm2 = step(1, Stage::gemm2);
+      layer.prepare(Stage::layer, &gemm1, &gemm2, *batch);
+      const auto x_bytes = static_cast<std::int64_t>(batch->x_q.size() + batch->x_scale.size());
+      CHECK(layer.workspace_bytes() + x_bytes == workspace_bytes(problem, Stage::layer, plan));
+    }
+  }
+}
+
+TEST_CASE(
+    "evaluator: a thorough layer has a clock, the GPU was busy, and energy is what is asked") {
+  if (no_gpu()) return;
+  const Gpu gpu = list_gpus()[0];
+  const Problem problem = small_problem(Dtype::bf16, 512, 256);
+  EvaluatorOptions options;
+  options.num_routings = 2;
+  const Request request{Stage::layer, problem.num_tokens, reference_plan(gpu, problem), 0, true};
+  const auto evaluator = make_device_evaluator(0, problem, options);
+  const Trial trial = evaluator->evaluate(request);
+  REQUIRE(trial.status == TrialStatus::ok);
+  CHECK(trial.timing.num_samples >= 20);
+  CHECK(trial.workspace_bytes > 0);
+  CHECK(trial.energy_mj == 0);
+  CHECK(evaluator->usage().busy_s > 0);
+  CHECK(evaluator->usage().busy_s < 5);
+  std::string why;
+  char pci_bus_id[32] = {};
+  REQUIRE(cudaDeviceGetPCIBusId(pci_bus_id, sizeof pci_bus_id, 0) == cudaSuccess);
+  const auto nvml = Nvml::open(pci_bus_id, why);
+  CAPTURE(why);
+  WARN(nvml);  // a container may lack it; then nothing is checked
+  CHECK((trial.timing.clock_mhz > 0) == (nvml && nvml->clock()));
+  options.with_energy = true;
+  if (nvml && nvml->energy_mj()) {
+    const Trial with = make_device_evaluator(0, problem, options)->evaluate(request);
+    CHECK(with.energy_mj > 0);
+    CHECK(with.energy_mj < with.timing.median_us);  // below 1000 W
+  } else {
+    CHECK_THROWS_AS(make_device_evaluator(0, problem, options), Error);
+  }
 }

@@ -384,12 +384,12 @@ TEST_CASE("search: tuning some token counts of a complete table again leaves it 
 
 TEST_CASE("finals: the confidence interval covers the spread of samples and of rounds") {
   const Timing steady{100, 99, 101, 20, 0};
-  const Interval one = confidence(std::vector{steady});
+  const TimeInterval one = confidence(std::vector{steady});
   CHECK(one.low_us == doctest::Approx(99.57).epsilon(0.001));  // 1.96 * 1.2533 * 0.78 / sqrt(20)
   CHECK(one.high_us == doctest::Approx(100.43).epsilon(0.001));
-  const Interval two = confidence(std::vector{steady, steady});
+  const TimeInterval two = confidence(std::vector{steady, steady});
   CHECK(two.high_us - two.low_us < one.high_us - one.low_us);
-  const Interval drifted = confidence(std::vector{steady, Timing{104, 103, 105, 20, 0}});
+  const TimeInterval drifted = confidence(std::vector{steady, Timing{104, 103, 105, 20, 0}});
   CHECK(drifted.low_us == doctest::Approx(100));
   CHECK(drifted.high_us == doctest::Approx(104));
 }

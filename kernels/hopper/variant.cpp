@@ -57,7 +57,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
-      {"GROUP_SIZE_M", {1, 4, 16}, 1, "an expert's row tiles walked together, at most"},
+      {"GROUP_SIZE_M", {1, 4, 8, 16}, 1, "an expert's row tiles walked together, at most"},
       {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"}};
   if (stage == Stage::gemm1) {
     space.parameters.push_back(

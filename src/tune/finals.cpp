@@ -102,7 +102,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   return merged;
 }
 
-Interval confidence(std::span<const Timing> rounds) {
+TimeInterval confidence(std::span<const Timing> rounds) {
   constexpr double kSdsInRange = 2.563;    // p10 to p90 of a normal distribution
   constexpr double kMedianError = 1.2533;  // of a median over that of a mean, sqrt(pi / 2)
   const auto num = static_cast<double>(rounds.size());

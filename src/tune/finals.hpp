@@ -31,13 +31,13 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
                                  std::int64_t num_tokens);
 
 // 95 % confidence interval of a plan's median over its thorough rounds.
-struct Interval {
+struct TimeInterval {
   double low_us = 0;
   double high_us = 0;
 };
 // From each round's p10..p90 and number of samples, as if they were normal; at least what the
 // rounds differ by, for clocks drift between them. At least one round.
-Interval confidence(std::span<const Timing> rounds);
+TimeInterval confidence(std::span<const Timing> rounds);
 
 // Whether a difference is within noise: medians within 1 %, or within 2 % and inside each other's
 // p10..p90.

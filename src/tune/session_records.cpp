@@ -84,7 +84,7 @@ Json stage_record(const Proposals& proposals, std::span<const Trial> finals,
           {"finalists", finalists}};
 }
 
-Json entry_record(std::int64_t num_tokens, const TableEntry& entry, const Interval& interval) {
+Json entry_record(std::int64_t num_tokens, const TableEntry& entry, const TimeInterval& interval) {
   return {{"record", "entry"},
           {"num_tokens", num_tokens},
           {"plan", entry.plan},

@@ -21,7 +21,7 @@ nlohmann::ordered_json journal_identity(const TableIdentity& identity, const Pro
 nlohmann::ordered_json stage_record(const Proposals& proposals, std::span<const Trial> finals,
                                     std::size_t num_trials);
 nlohmann::ordered_json entry_record(std::int64_t num_tokens, const TableEntry& entry,
-                                    const Interval& interval);
+                                    const TimeInterval& interval);
 // What a run took: seconds, how busy the GPU was (of several: on average), peak host memory of all
 // its processes, samples discarded and whether there was a clock check. `clock_check` is null when
 // nothing was measured thoroughly.

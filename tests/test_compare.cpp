@@ -191,5 +191,5 @@ TEST_CASE("compare command: a shipped table agrees with itself") {
       "/configs/tuned/NVIDIA_H200/E=8,N=14336,H=4096,topk=2,device_name=NVIDIA_H200.json";
   const Result result = run(fmt::format("compare '{}' '{}'", table, table));
   CHECK(result.code == 0);
-  CHECK(holds(result.out, "18 of 18 entries agree (100.0 %"));
+  CHECK(holds(result.out, "entries agree (100.0 %"));
 }

@@ -196,21 +196,16 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
 KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
                             const Point& point) const {
   const HopperConfig c = hopper_config(problem, stage, point);
-  const char* scales = c.scales == Scales::none    ? "none"
-                       : c.scales == Scales::block ? "block"
-                                                   : "tensor";
-  const char* output = c.output == Output::bf16     ? "bf16"
-                       : c.output == Output::swiglu ? "swiglu"
-                                                    : "swiglu_fp8";
   return {"hopper/moe_gemm.cu",
           {fmt::format(
               "moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
               ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
               "{}, .fp8 "
-              "= {}, .scales = moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
+              "= {}, .scales = moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
               ".size_k = {}, .top_k = {}}}>",
               c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
-              c.blocks_per_sm, c.fp8, scales, output, c.size_n, c.size_k, c.top_k)},
+              c.blocks_per_sm, c.fp8, static_cast<int>(c.scales), static_cast<int>(c.output),
+              c.size_n, c.size_k, c.top_k)},
           {}};
 }
 

@@ -214,19 +214,14 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
 KernelSource Portable::source(const Gpu&, const Problem& problem, Stage stage,
                               const Point& point) const {
   const GemmConfig c = gemm_config(problem, stage, point);
-  const char* scales = c.scales == Scales::none    ? "none"
-                       : c.scales == Scales::block ? "block"
-                                                   : "tensor";
-  const char* output = c.output == Output::bf16     ? "bf16"
-                       : c.output == Output::swiglu ? "swiglu"
-                                                    : "partial";
   return {"portable/moe_gemm.cu",
           {fmt::format("moetune::moe_gemm<moetune::GemmConfig{{.block_m = {}, .block_n = {}, "
                        ".block_k = {}, .num_warps = {}, .num_stages = {}, .fp8 = {}, .scales = "
-                       "moetune::Scales::{}, .output = moetune::Output::{}, .size_n = {}, "
+                       "moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
                        ".size_k = {}, .top_k = {}}}>",
-                       c.block_m, c.block_n, c.block_k, c.num_warps, c.num_stages, c.fp8, scales,
-                       output, c.size_n, c.size_k, c.top_k)},
+                       c.block_m, c.block_n, c.block_k, c.num_warps, c.num_stages, c.fp8,
+                       static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k,
+                       c.top_k)},
           {}};
 }
 

@@ -18,7 +18,7 @@ struct Short {
   int silent;
 };
 constexpr int kNever = -1;
-constexpr std::array<Short, 13> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
+constexpr std::array<Short, 14> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"BLOCK_SIZE_N", "N", kNever},
                                            {"BLOCK_SIZE_K", "K", kNever},
                                            {"NUM_WARPS", "W", kNever},
@@ -30,10 +30,12 @@ constexpr std::array<Short, 13> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"FP8", "FP8", 0},
                                            {"PING_PONG", "PINGPONG", 0},
                                            {"CLUSTER_SIZE", "C", 1},
-                                           {"BLOCKS_PER_SM", "B", 1}}};
+                                           {"BLOCKS_PER_SM", "B", 1},
+                                           {"GATHER", "GATHER", 1}}};
 constexpr std::string_view kLegend =
     "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,\n"
-    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU; left out: what is 1 or off\n";
+    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, GATHER0: rows are packed first;\n"
+    "left out: G1, SK1, C1, B1, O0 and switches that are off\n";
 
 std::string step_text(const Plan& plan, std::string_view op, bool with_variant) {
   const Step* step = plan.find(op);

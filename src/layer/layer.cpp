@@ -290,7 +290,7 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
     p.w_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr;
     p.out = y_.get();
   }
-  p.tickets = tickets_.get<int>() + 2 * which;
+  p.tickets = tickets_.get<int>() + (first ? 0 : 2);
   p.sorted_slots = sorted.sorted_slots.get<int>();
   p.tiles = sorted.tiles[which].get<RowTile>();
   p.num_tiles = sorted.num_tiles.get<int>() + which;

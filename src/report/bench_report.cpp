@@ -177,6 +177,12 @@ std::string bench_text(const BenchRun& run, std::span<const BenchRow> rows, cons
   return text + failures;
 }
 
+Json run_json(const BenchRun& run) {
+  return {{"gpu", run.gpu.name},    {"driver", run.gpu.driver}, {"commit", run.commit},
+          {"command", run.command}, {"date", run.date},         {"routing", to_string(run.routing)},
+          {"seed", run.seed},       {"rows", Json::array()}};
+}
+
 Json bench_json(const BenchRun& run, std::span<const BenchRow> rows, const Peers& peers) {
   Json json = {{"gpu", run.gpu.name},
                {"offline", run.gpu.offline},

@@ -55,6 +55,8 @@ Peers read_peers(const std::string& path, const Gpu& gpu);
 std::string bench_text(const BenchRun& run, std::span<const BenchRow> rows, const Peers& peers);
 nlohmann::ordered_json bench_json(const BenchRun& run, std::span<const BenchRow> rows,
                                   const Peers& peers);
+// What the JSON of every other mode begins with; "rows" is empty.
+nlohmann::ordered_json run_json(const BenchRun& run);
 
 // "portable:BLOCK_SIZE_M=64,...", the form that --gemm1 and --gemm2 take; "" without such a step.
 std::string step_text(const Plan& plan, std::string_view op);

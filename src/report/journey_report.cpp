@@ -143,10 +143,7 @@ Json journey_row_json(const BenchRun& run, const JourneyRow& row) {
 }
 
 Json journey_json(const BenchRun& run, std::span<const JourneyRow> rows) {
-  Json json = {{"gpu", run.gpu.name},  {"driver", run.gpu.driver},
-               {"commit", run.commit}, {"command", run.command},
-               {"date", run.date},     {"routing", to_string(run.routing)},
-               {"seed", run.seed},     {"rows", Json::array()}};
+  Json json = run_json(run);
   for (const JourneyRow& row : rows) json["rows"].push_back(journey_row_json(run, row));
   return json;
 }

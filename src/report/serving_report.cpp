@@ -144,10 +144,7 @@ Json serving_row_json(const BenchRun& run, const ServingSetup& setup, const Serv
 
 Json serving_json(const BenchRun& run, const ServingSetup& setup,
                   std::span<const ServingRow> rows) {
-  Json json = {{"gpu", run.gpu.name},  {"driver", run.gpu.driver},
-               {"commit", run.commit}, {"command", run.command},
-               {"date", run.date},     {"routing", to_string(run.routing)},
-               {"seed", run.seed},     {"rows", Json::array()}};
+  Json json = run_json(run);
   for (const ServingRow& row : rows) {
     Json item = serving_row_json(run, setup, row);
     item["tokens_per_s_over_reference"] = positive_or_null(throughput_over_reference(row, rows));

@@ -93,10 +93,7 @@ Json technique_row_json(const BenchRun& run, const TechniqueRow& row) {
 }
 
 Json technique_json(const BenchRun& run, std::span<const TechniqueRow> rows) {
-  Json json = {{"gpu", run.gpu.name},  {"driver", run.gpu.driver},
-               {"commit", run.commit}, {"command", run.command},
-               {"date", run.date},     {"routing", to_string(run.routing)},
-               {"seed", run.seed},     {"rows", Json::array()}};
+  Json json = run_json(run);
   for (const TechniqueRow& row : rows) json["rows"].push_back(technique_row_json(run, row));
   return json;
 }

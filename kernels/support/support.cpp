@@ -25,6 +25,16 @@ std::string combine_expression(std::int64_t top_k) {
   return fmt::format("moetune::combine<{}>", top_k);
 }
 
+std::int64_t packed_scale_pitch(std::int64_t rows) {
+  return (rows + 3) / 4 * 4;
+}
+
+std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns) {
+  constexpr std::int64_t kReadBeyond = 512;
+  const std::int64_t groups = (columns + kScaleGroup - 1) / kScaleGroup;
+  return 4 * (packed_scale_pitch(rows) * groups + kReadBeyond);
+}
+
 KernelSource small_kernels(const Problem& problem) {
   const Dtype dtype = problem.dtype;
   KernelSource source{

@@ -20,6 +20,11 @@ std::string sort_expression(bool quantises, Dtype fp8_dtype);
 // The weighted sum of top_k rows a token.
 std::string combine_expression(std::int64_t top_k);
 
+// Packed rows' block scales lie by columns of 128, this many floats apart: 16-byte loads need a
+// multiple of 4. The bytes leave room for a load that goes on for a tile's height.
+std::int64_t packed_scale_pitch(std::int64_t rows);
+std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns);
+
 // Every kernel of small_kernels.cu that a problem needs, and the reference's.
 KernelSource small_kernels(const Problem& problem);
 KernelSource reference_kernels();

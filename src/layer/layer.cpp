@@ -16,6 +16,7 @@ constexpr int kSmallSortThreads = 256;          // or as many as there are exper
 constexpr std::int64_t kSortBlocks = 128;       // at most, for more
 constexpr int kSortThreads = 1024;
 constexpr std::int64_t kMaxExperts = 1024;
+constexpr std::int64_t kMaxSlots = 1 << 21;  // small_kernels.cu counts them in 21 bits
 
 std::size_t bytes(std::int64_t count, std::int64_t size) {
   return static_cast<std::size_t>(count) * static_cast<std::size_t>(size);
@@ -23,15 +24,6 @@ std::size_t bytes(std::int64_t count, std::int64_t size) {
 int narrow(std::int64_t value) {
   return static_cast<int>(value);
 }
-// Packed rows' block scales lie by columns of 128: 16-byte loads of a row's neighbours need the
-// pitch, and may read as far as a tile's height beyond the end.
-int scale_pitch(std::int64_t slots) {
-  return narrow((slots + 3) / 4 * 4);
-}
-std::size_t scale_bytes(std::int64_t slots, std::int64_t columns) {
-  return bytes(scale_pitch(slots) * ((columns + kScaleGroup - 1) / kScaleGroup) + 512, 4);
-}
-
 std::shared_ptr<const Cubin> must_compile(Compiler& compiler, const KernelSource& source) {
   auto cubin = compiler.get(source);
   if (!cubin->ok()) {
@@ -130,6 +122,12 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
   auto batch = std::make_unique<TokenBatch>();
   batch->problem = problem;
   const LayerShape& s = problem.shape;
+  if (batch->num_slots() >= kMaxSlots) {
+    throw Error(ErrorKind::input,
+                fmt::format("{} tokens for {} experts each: the sort kernel holds less than {} of "
+                            "them; use at most {} tokens",
+                            problem.num_tokens, s.top_k, kMaxSlots, (kMaxSlots - 1) / s.top_k));
+  }
   const std::int64_t values = problem.num_tokens * s.hidden_size;
   batch->x = Buffer(bytes(values, 2));
   const unsigned long long x_seed = problem.seed * 4 + 3;
@@ -179,13 +177,15 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
     if (c.output == Output::partial) gate_up_.reserve(bytes(slots * columns * c.split_k, 4));
     if (!c.gathers) {
       x_packed_.reserve(bytes(slots * s.hidden_size, c.fp8 ? 1 : 2));
-      if (c.fp8) x_packed_scale_.reserve(scale_bytes(slots, s.hidden_size));
+      if (c.fp8)
+        x_packed_scale_.reserve(static_cast<std::size_t>(packed_scale_bytes(slots, s.hidden_size)));
     }
   }
   activation_.reserve(bytes(slots * s.intermediate_size, 2));
   if ((gemm2 != nullptr ? gemm2 : gemm1)->fp8()) {
     activation_q_.reserve(bytes(slots * s.intermediate_size, 1));
-    activation_scale_.reserve(scale_bytes(slots, s.intermediate_size));
+    activation_scale_.reserve(
+        static_cast<std::size_t>(packed_scale_bytes(slots, s.intermediate_size)));
   }
   if (stage != Stage::gemm1) {
     const GemmLaunch& c = gemm2->shape;
@@ -210,7 +210,8 @@ void Layer::sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& b
   launch(stream_, judge_.kernel("moetune_reference::reference_pack_scales"), LaunchShape{grid, 128},
          scales.get<float>(), positions,
          narrow(static_cast<std::int64_t>(scales.size()) / 4 / batch.num_slots()),
-         static_cast<long long>(scale_pitch(batch.num_slots())), activation_scale_.get<float>());
+         static_cast<long long>(packed_scale_pitch(batch.num_slots())),
+         activation_scale_.get<float>());
 }
 
 void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
@@ -233,7 +234,7 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, To
   const ActivateParams x = quantise ? x_rows(*gemm1, batch, routing) : ActivateParams{};
   if (p.num_slots <= kSmallSortSlots) {
     const int threads = std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32);
-    const std::int64_t quantising = quantise ? activate_blocks(x, threads) : 0;
+    const std::int64_t quantising = quantise ? activate_blocks(true, x, threads) : 0;
     launch(stream_, small_.kernel(sort_expression(quantise, fp8_dtype())),
            shape(1 + quantising, static_cast<unsigned>(threads)), p, x);
     return;
@@ -257,7 +258,7 @@ ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int
   p.columns = narrow(problem_.shape.hidden_size);
   if (!c.gathers) {
     const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
-    p.scale_pitch = scale_pitch(batch.num_slots());
+    p.scale_pitch = narrow(packed_scale_pitch(batch.num_slots()));
     p.positions = sorted.positions.get<int>();
     p.top_k = narrow(problem_.shape.top_k);
   }
@@ -295,7 +296,7 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   p.tiles = sorted.tiles[which].get<RowTile>();
   p.num_tiles = sorted.num_tiles.get<int>() + which;
   p.num_slots = narrow(batch.num_slots());
-  p.scale_pitch = scale_pitch(batch.num_slots());
+  p.scale_pitch = narrow(packed_scale_pitch(batch.num_slots()));
   p.column_major = c.column_major ? 1 : 0;
   p.split_k = c.split_k;
 
@@ -322,9 +323,9 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   launch(stream_, step.kernel, shape, p, w.value, a.value);
 }
 
-// Blocks that `activate` is launched with where it quantises.
-std::int64_t Layer::activate_blocks(const ActivateParams& p, int threads) const {
-  if (fp8_dtype() == Dtype::fp8_tensor) return p.rows;
+// Blocks that `activate` is launched with: one a row where a row has one scale.
+std::int64_t Layer::activate_blocks(bool to_fp8, const ActivateParams& p, int threads) const {
+  if (to_fp8 && fp8_dtype() == Dtype::fp8_tensor) return p.rows;
   return (std::int64_t{p.rows} * ((p.columns + kScaleGroup - 1) / kScaleGroup) + threads / 16 - 1) /
          (threads / 16);
 }
@@ -334,10 +335,7 @@ void Layer::activate(ActivateInput input, bool to_fp8, const ActivateParams& p) 
                       : fp8_dtype() == Dtype::fp8_tensor ? ActivateOutput::fp8_tensor
                                                          : ActivateOutput::fp8_block;
   launch(stream_, small_.kernel(activate_expression(input, output)),
-         shape(to_fp8 ? activate_blocks(p, 256)
-                      : (std::int64_t{p.rows} * ((p.columns + 127) / 128) + 15) / 16,
-               256),
-         p);
+         shape(activate_blocks(to_fp8, p, 256), 256), p);
 }
 
 void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch,
@@ -366,7 +364,7 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
       p.rows = narrow(slots);
       p.columns = narrow(s.intermediate_size);
       p.splits = gemm1->shape.split_k;
-      p.scale_pitch = scale_pitch(slots);
+      p.scale_pitch = narrow(packed_scale_pitch(slots));
       activate(input, to_fp8, p);
     }
   }
@@ -392,8 +390,12 @@ Matrix Layer::result(Stage stage, const GemmStep& last, const TokenBatch& batch)
   if (!last.fp8()) return {activation_.get(), nullptr, Format::bf16, 1, 1};
   const int group =
       fp8_dtype() == Dtype::fp8_block ? kScaleGroup : narrow(problem_.shape.intermediate_size);
-  return {activation_q_.get(),           activation_scale_.get<float>(), Format::e4m3, 1, group,
-          scale_pitch(batch.num_slots())};
+  return {activation_q_.get(),
+          activation_scale_.get<float>(),
+          Format::e4m3,
+          1,
+          group,
+          packed_scale_pitch(batch.num_slots())};
 }
 
 void Layer::poison() {

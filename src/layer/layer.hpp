@@ -114,7 +114,7 @@ class Layer {
   void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
   // x to fp8, or copied to the slots' positions, or both.
   ActivateParams x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const;
-  std::int64_t activate_blocks(const ActivateParams& params, int threads) const;
+  std::int64_t activate_blocks(bool to_fp8, const ActivateParams& params, int threads) const;
   LaunchShape shape(std::int64_t grid, unsigned threads) const;
 
   Gpu gpu_;

@@ -21,12 +21,6 @@ std::int64_t num_groups(std::int64_t columns) {
   return (columns + kScaleGroup - 1) / kScaleGroup;
 }
 
-// fp32, by columns of 128, of packed rows.
-std::int64_t packed_scale_bytes(std::int64_t slots, std::int64_t columns) {
-  constexpr std::int64_t kReadBeyond = 512;
-  return 4 * ((slots + 3) / 4 * 4 * num_groups(columns) + kReadBeyond);
-}
-
 }  // namespace
 
 std::int64_t workspace_bytes(const Problem& problem, Stage stage, const Plan& plan) {

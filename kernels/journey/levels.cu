@@ -3,23 +3,17 @@
 //
 // A slot is token * top_k + choice. Weights are row-major bf16: w13 [experts, 2I, H] (gate rows
 // first), w2 [experts, H, I]. H and I are multiples of 8, all rows are aligned to 16 bytes.
+#include "common/ptx.cuh"
+
 namespace moetune_journey {
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
+using namespace moetune;
 
 constexpr int kWarps = 8;  // of a block of the matrix-vector kernels: a warp an output
 constexpr int kThreads = 32 * kWarps;
 constexpr int kSortThreads = 1024;
 constexpr int kMaxExperts = 1024;
 
-__device__ __forceinline__ float low(u32 pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high(u32 pair) {
-  return __uint_as_float(pair & 0xffff0000u);
-}
 __device__ __forceinline__ float from_bf16(u16 bits) {
   return __uint_as_float(static_cast<u32>(bits) << 16);
 }
@@ -38,10 +32,10 @@ __device__ __forceinline__ float dot(const u16* a, const u16* b, int k) {
   for (int i = threadIdx.x % 32 * 8; i < k; i += 32 * 8) {
     const uint4 va = *reinterpret_cast<const uint4*>(a + i);
     const uint4 vb = *reinterpret_cast<const uint4*>(b + i);
-    sum += low(va.x) * low(vb.x) + high(va.x) * high(vb.x);
-    sum += low(va.y) * low(vb.y) + high(va.y) * high(vb.y);
-    sum += low(va.z) * low(vb.z) + high(va.z) * high(vb.z);
-    sum += low(va.w) * low(vb.w) + high(va.w) * high(vb.w);
+    sum += bf16_low(va.x) * bf16_low(vb.x) + bf16_high(va.x) * bf16_high(vb.x);
+    sum += bf16_low(va.y) * bf16_low(vb.y) + bf16_high(va.y) * bf16_high(vb.y);
+    sum += bf16_low(va.z) * bf16_low(vb.z) + bf16_high(va.z) * bf16_high(vb.z);
+    sum += bf16_low(va.w) * bf16_low(vb.w) + bf16_high(va.w) * bf16_high(vb.w);
   }
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);

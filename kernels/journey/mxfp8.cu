@@ -1,30 +1,15 @@
 // MXFP8: e4m3 values with a shared power-of-two scale (e8m0) for every 32 of them, along rows.
 // Source: OCP Microscaling Formats (MX) Specification 1.0. Scales are rounded up where the
 // specification's recipe rounds down, so that no value is clipped. sm_89 and later.
+#include "common/ptx.cuh"
+
 namespace moetune_journey {
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
+using namespace moetune;
 
 constexpr int kThreads = 256;
 constexpr int kLanes = 4;   // threads that share a block of 32 values, 8 each
 constexpr int kUnroll = 4;  // loads in flight a thread
-
-__device__ __forceinline__ float low(u32 pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high(u32 pair) {
-  return __uint_as_float(pair & 0xffff0000u);
-}
-
-// Two values as e4m3, to nearest even and saturating; the first in the low byte.
-__device__ __forceinline__ u32 pack_e4m3(float first, float second) {
-  u16 packed;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
-  return packed;
-}
 
 // The exponent byte of the least power of two that `amax`, the bits of a bf16 of no sign, exceeds
 // at most 448-fold. 448 is 1.75 * 2^8, and 1.75 has the mantissa 0x60.
@@ -57,10 +42,10 @@ __global__ void __launch_bounds__(kThreads)
     const float inverse = __uint_as_float(static_cast<u32>(254 - byte) << 23);
     if (threadIdx.x % kLanes == 0) scales[at / 32] = static_cast<u8>(byte);
     const uint2 packed =
-        make_uint2(pack_e4m3(low(v[i].x) * inverse, high(v[i].x) * inverse) |
-                       pack_e4m3(low(v[i].y) * inverse, high(v[i].y) * inverse) << 16,
-                   pack_e4m3(low(v[i].z) * inverse, high(v[i].z) * inverse) |
-                       pack_e4m3(low(v[i].w) * inverse, high(v[i].w) * inverse) << 16);
+        make_uint2(pack_e4m3(bf16_low(v[i].x) * inverse, bf16_high(v[i].x) * inverse) |
+                       pack_e4m3(bf16_low(v[i].y) * inverse, bf16_high(v[i].y) * inverse) << 16,
+                   pack_e4m3(bf16_low(v[i].z) * inverse, bf16_high(v[i].z) * inverse) |
+                       pack_e4m3(bf16_low(v[i].w) * inverse, bf16_high(v[i].w) * inverse) << 16);
     *reinterpret_cast<uint2*>(out + at) = packed;
   }
 }

@@ -1,29 +1,15 @@
 // Quantisation of weights during a call: what weights kept in bf16 cost a layer that multiplies in
 // fp8. For comparison only; no search and no table uses it. sm_89 and later.
+#include "common/ptx.cuh"
+
 namespace moetune_journey {
 
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef long long i64;
+using namespace moetune;
 
 constexpr int kBlock = 128;  // rows and columns that share a scale
 constexpr int kThreads = 256;
 constexpr int kVectors = kBlock * kBlock / 8 / kThreads;  // of 8 values, a thread
 constexpr float kE4m3Max = 448.0f;
-
-__device__ __forceinline__ float low(u32 pair) {
-  return __uint_as_float(pair << 16);
-}
-__device__ __forceinline__ float high(u32 pair) {
-  return __uint_as_float(pair & 0xffff0000u);
-}
-
-// Two values as e4m3, to nearest even and saturating; the first in the low byte.
-__device__ __forceinline__ u32 pack_e4m3(float first, float second) {
-  u16 packed;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(second), "f"(first));
-  return packed;
-}
 
 // out, scales = e4m3 values and amax / 448 (1 for zeros) of each 128x128 block of `in`, row-major
 // bf16 [rows, columns], both multiples of 128. A thread block a block: grid rows / 128 * columns /
@@ -42,10 +28,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     v[i] = *reinterpret_cast<const uint4*>(in + at + i * stride);
-    amax = fmaxf(amax, fmaxf(fmaxf(fabsf(low(v[i].x)), fabsf(high(v[i].x))),
-                             fmaxf(fabsf(low(v[i].y)), fabsf(high(v[i].y)))));
-    amax = fmaxf(amax, fmaxf(fmaxf(fabsf(low(v[i].z)), fabsf(high(v[i].z))),
-                             fmaxf(fabsf(low(v[i].w)), fabsf(high(v[i].w)))));
+    amax = fmaxf(amax, fmaxf(fmaxf(fabsf(bf16_low(v[i].x)), fabsf(bf16_high(v[i].x))),
+                             fmaxf(fabsf(bf16_low(v[i].y)), fabsf(bf16_high(v[i].y)))));
+    amax = fmaxf(amax, fmaxf(fmaxf(fabsf(bf16_low(v[i].z)), fabsf(bf16_high(v[i].z))),
+                             fmaxf(fabsf(bf16_low(v[i].w)), fabsf(bf16_high(v[i].w)))));
   }
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, d));
@@ -58,10 +44,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     uint2 packed;
-    packed.x = pack_e4m3(low(v[i].x) / scale, high(v[i].x) / scale) |
-               pack_e4m3(low(v[i].y) / scale, high(v[i].y) / scale) << 16;
-    packed.y = pack_e4m3(low(v[i].z) / scale, high(v[i].z) / scale) |
-               pack_e4m3(low(v[i].w) / scale, high(v[i].w) / scale) << 16;
+    packed.x = pack_e4m3(bf16_low(v[i].x) / scale, bf16_high(v[i].x) / scale) |
+               pack_e4m3(bf16_low(v[i].y) / scale, bf16_high(v[i].y) / scale) << 16;
+    packed.y = pack_e4m3(bf16_low(v[i].z) / scale, bf16_high(v[i].z) / scale) |
+               pack_e4m3(bf16_low(v[i].w) / scale, bf16_high(v[i].w) / scale) << 16;
     *reinterpret_cast<uint2*>(static_cast<unsigned char*>(out) + at + i * stride) = packed;
   }
 }

@@ -10,6 +10,14 @@
 
 namespace moetune {
 
+Parameter fuse_combine() {
+  return {"FUSE_COMBINE",
+          {0, 1},
+          0,
+          "1: the GEMM adds weighted rows to their tokens, in bf16 and in no fixed order, 0: a "
+          "kernel sums them in order"};
+}
+
 const std::vector<std::unique_ptr<Variant>>& variants() {
   static const auto list = [] {
     std::vector<std::unique_ptr<Variant>> all;

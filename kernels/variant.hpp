@@ -41,6 +41,7 @@ struct GemmLaunch {
   int split_k = 1;
   bool fp8 = false;
   Output output = Output::bf16;
+  bool sums() const { return output == Output::weighted_sum; }  // gemm2: no combine follows
   bool gathers = true;  // gemm1: reads rows of x by slot; else it wants them packed
   // Persistent kernels: blocks an SM, each of which takes tile after tile. 0: a block a tile.
   int blocks_per_sm = 0;
@@ -71,6 +72,9 @@ class Variant {
   virtual double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                             const Point& point) const = 0;
 };
+
+// GEMM2's choice of who does the weighted sum, in every variant.
+Parameter fuse_combine();
 
 // kernels/registry.cpp: every variant, in order of preference for ties.
 const std::vector<std::unique_ptr<Variant>>& variants();

@@ -54,10 +54,9 @@ TEST_CASE("hopper: legal points fit the GPU's shared memory, threads and registe
           REQUIRE(launch.smem_bytes <= gpu.smem_per_block);
           REQUIRE(launch.num_threads <= 1024);
           REQUIRE(launch.w_box_rows <= 256);
-          const int held =
-              math_registers(c) > launch_registers(c)
-                  ? load_registers(c) * kWarpgroup + math_registers(c) * c.num_warps * 32
-                  : launch_registers(c) * launch.num_threads;
+          const int held = math_registers(c) > launch_registers(c)
+                               ? kLoadRegisters * kWarpgroup + math_registers(c) * c.num_warps * 32
+                               : launch_registers(c) * launch.num_threads;
           REQUIRE(held * c.blocks_per_sm <= 65536);
           REQUIRE(variant.predict_us(gpu, problem, stage, point) > 0);
         }

@@ -179,6 +179,13 @@ TEST_CASE("workspace: what a call keeps between its kernels, counted by hand") {
   // apart.
   CHECK(workspace_bytes(problem, Stage::layer, plan) ==
         6 * 512 * 2 + gemm2 + 3 * (256 + 4 * 2) + 6 * 512 + 4 * (8 * 4 + 512));
+  const Variant& hopper = find_variant("hopper");
+  const Gpu h200 = known_gpu("h200");
+  plan.steps[1] = {"gemm2", "hopper",
+                   hopper.space(h200, problem, Stage::gemm2, Fp8Mode::off).reference()};
+  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == gemm2 + 6 * 512 * 2);
+  plan.steps[1].point.set("FUSE_COMBINE", 1);  // the second GEMM's rows never reach memory
+  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == 3 * 256 * 2 + 6 * 512 * 2);
   plan.steps.pop_back();
   CHECK_THROWS_WITH_AS(workspace_bytes(problem, Stage::layer, plan),
                        doctest::Contains("lacks its step gemm2"), Error);

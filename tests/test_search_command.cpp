@@ -136,6 +136,15 @@ TEST_CASE("search command: offline, memory can be made small, error and energy c
   CHECK(search.run({"--objective", "speed"}) == 2);
 }
 
+TEST_CASE("search command: --deterministic leaves out points that add in no fixed order") {
+  const Search search;
+  REQUIRE(search.run({"--random", "30", "--tokens", "64"}) == 0);
+  CHECK(holds(read_file(search.journal()), "\"FUSE_COMBINE\":1"));
+  REQUIRE(search.run({"--random", "30", "--tokens", "64", "--deterministic", "--json"}) == 0);
+  CHECK_FALSE(holds(read_file(search.journal()), "\"FUSE_COMBINE\":1"));
+  CHECK(holds(read_file(search.journal()), "\"deterministic\":true"));
+}
+
 TEST_CASE("search command: Ctrl-C ends it with 130, and --resume ends as if nothing happened") {
   const Search whole;
   REQUIRE(whole.run(kFew) == 0);

@@ -105,6 +105,13 @@ TEST_CASE("table: the shipped schema accepts a written table and is what the fil
   CHECK(table_schema() == read_file(MOETUNE_SOURCE_DIR "/configs/table.schema.json"));
 }
 
+TEST_CASE("table: an entry says when its calls may differ in their last bits") {
+  Table table = sample_table();
+  CHECK_FALSE(Json(table).at("entries").at("8").contains("deterministic"));
+  table.entries.at(8).plan.steps.back().point.set("FUSE_COMBINE", 1);
+  CHECK(Json(table).at("entries").at("8").at("deterministic") == false);
+}
+
 TEST_CASE("table: any missing field is named") {
   const Json whole = sample_table();
   for (const auto& [key, value] : whole.items()) {

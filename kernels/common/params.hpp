@@ -18,10 +18,11 @@ constexpr int kScaleGroup = 128;
 
 // What happens to the accumulators.
 enum class Output : int {
-  bf16,        // rounded and stored
-  swiglu,      // silu(gate) * up in registers, rounded and stored: half the columns
-  swiglu_fp8,  // the same, quantised to e4m3 with a scale for 128 columns
-  partial,     // fp32 partial sums of one K split; the next kernel adds them up
+  bf16,          // rounded and stored
+  swiglu,        // silu(gate) * up in registers, rounded and stored: half the columns
+  swiglu_fp8,    // the same, quantised to e4m3 with a scale for 128 columns
+  partial,       // fp32 partial sums of one K split; the next kernel adds them up
+  weighted_sum,  // times the slot's routing weight, rounded to bf16 and added to its token's row
 };
 
 // A row tile: at most BLOCK_SIZE_M consecutive positions of one expert.
@@ -33,14 +34,16 @@ struct RowTile {
 };
 
 struct GemmParams {
-  const void* a;         // [rows, size_k] bf16 or e4m3
-  const void* w;         // [experts, size_n, size_k]
-  void* out;             // [num_slots, columns], or fp32 [split_k, num_slots, size_n]
+  const void* a;  // [rows, size_k] bf16 or e4m3
+  const void* w;  // [experts, size_n, size_k]
+  void* out;      // [num_slots, columns], or fp32 [split_k, num_slots, size_n]; weighted_sum: bf16
+                  // [tokens, columns], zeros when the kernel starts
   float* out_scale;      // where the epilogue quantises: [columns / 128, scale_pitch]
   const float* a_scale;  // block: [rows, size_k / 128], packed rows' as out_scale; tensor: [rows]
   const float* w_scale;  // block: [experts, size_n / 128, size_k / 128]; tensor: [experts]
-  const int* sorted_slots;  // [num_slots] the slot at each position
-  const RowTile* tiles;     // [*num_tiles]
+  const int* sorted_slots;    // [num_slots] the slot at each position
+  const float* topk_weights;  // [num_slots], for the weighted sum
+  const RowTile* tiles;       // [*num_tiles]
   const int* num_tiles;
   int num_slots;
   int scale_pitch;   // of packed rows' block scales: num_slots or a little more, a multiple of 4
@@ -48,6 +51,8 @@ struct GemmParams {
   int split_k;
   int* tickets;  // persistent kernels: tiles and blocks counted, 0 between launches: [2]
 };
+
+constexpr int kClearBytes = 64 * 1024;
 
 struct SortParams {
   const int* topk_ids;  // [num_slots]
@@ -61,6 +66,9 @@ struct SortParams {
   int num_slots;
   int num_experts;
   int slots_a_block;  // where several blocks sort
+  void* clear;        // set to zero by blocks `clear_from` and on, kClearBytes each; null: nothing
+  long long clear_bytes;
+  int clear_from;
 };
 
 struct ActivateParams {

@@ -135,6 +135,12 @@ __device__ __forceinline__ void mma_fp8(float (&d)[4], const Fp8Fragment<4>& a,
   }
 }
 
+// Adds two bf16 to those at `global`, rounding each sum, in no fixed order. sm_90 and later.
+__device__ __forceinline__ void add_two_bf16(void* global, u32 values) {
+  asm volatile("red.relaxed.gpu.global.add.noftz.bf16x2 [%0], %1;\n" ::"l"(global), "r"(values)
+               : "memory");
+}
+
 // Programmatic dependent launch (sm_90 and later; nothing before). After the wait, everything the
 // preceding kernel of the stream wrote is visible.
 __device__ __forceinline__ void wait_for_previous_kernel() {

@@ -71,6 +71,27 @@ __device__ __forceinline__ int add_relaxed(int* counter, int value) {
   return before;
 }
 
+// Read by lane 0 and handed on to its warp: a barrier's arrival by that lane alone then orders the
+// read before the next write.
+__device__ __forceinline__ u32 load_for_warp(u32 shared) {
+  u32 value = 0;
+  if (threadIdx.x % 32 == 0) value = load_shared_u32(shared);
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+__device__ __forceinline__ uint4 load_16_for_warp(u32 shared) {
+  uint4 v{};
+  if (threadIdx.x % 32 == 0) v = load_shared_16(shared);
+  return make_uint4(__shfl_sync(0xffffffffu, v.x, 0), __shfl_sync(0xffffffffu, v.y, 0),
+                    __shfl_sync(0xffffffffu, v.z, 0), __shfl_sync(0xffffffffu, v.w, 0));
+}
+
+// Adds eight bf16 to those at `global`, rounding each sum, in no fixed order.
+__device__ __forceinline__ void add_eight_bf16(void* global, uint4 v) {
+  asm volatile("red.relaxed.gpu.global.add.noftz.v4.bf16x2 [%0], {%1, %2, %3, %4};\n" ::"l"(global),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // A named barrier (0 is __syncthreads) of one warpgroup.
 __device__ __forceinline__ void warpgroup_sync(int barrier) {
   asm volatile("bar.sync %0, 128;\n" ::"r"(barrier) : "memory");
@@ -128,24 +149,6 @@ __device__ __forceinline__ void tma_load(u32 shared, const TensorMap& map, int c
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(shared),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
-      : "memory");
-}
-
-// `bytes` (a multiple of 16, as are the addresses) to `shared`, counted on `barrier`.
-__device__ __forceinline__ void bulk_load(u32 shared, const void* global, u32 bytes, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
-          "r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-__device__ __forceinline__ void bulk_load_to(u32 mask, u32 shared, const void* global, u32 bytes,
-                                             u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1], %2, [%3], %4;\n" ::"r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier), "h"(static_cast<u16>(mask))
       : "memory");
 }
 

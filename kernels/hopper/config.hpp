@@ -20,14 +20,14 @@ struct HopperConfig {
   Output output;
   int size_n;  // weight rows an expert has: 2I (gemm1) or H (gemm2)
   int size_k;  // H (gemm1) or I (gemm2)
-  int top_k;   // rows are gathered, row = slot / top_k; 0: they lie packed
+  int top_k;
+  int gather;  // 1: rows are gathered, row = slot / top_k; 0: they lie packed
 };
 
 constexpr int kRowBytes = 128;          // of K in a stage: what one swizzle spans
 constexpr int kWarpgroup = 128;         // threads
 constexpr int kWarpgroupRows = 64;      // of a WGMMA
 constexpr int kMaxScaledColumns = 128;  // of a temporary that block scales are applied to
-constexpr int kStagedColumns = 128;     // that the epilogue stores at a time
 
 constexpr bool is_fused(const HopperConfig& c) {
   return c.output == Output::swiglu || c.output == Output::swiglu_fp8;
@@ -84,11 +84,9 @@ constexpr int launch_registers(const HopperConfig& c) {
   const int registers = 65536 / c.blocks_per_sm / num_threads(c) / 8 * 8;
   return registers < 248 ? registers : 248;
 }
-constexpr int load_registers(const HopperConfig& c) {
-  return c.top_k > 0 ? 56 : 40;
-}
+constexpr int kLoadRegisters = 40;
 constexpr int math_registers(const HopperConfig& c) {
-  const int pool = launch_registers(c) * num_threads(c) - load_registers(c) * kWarpgroup;
+  const int pool = launch_registers(c) * num_threads(c) - kLoadRegisters * kWarpgroup;
   const int registers = pool / (math_warpgroups(c) * kWarpgroup) / 8 * 8;
   return registers < 240 ? registers : 240;
 }
@@ -97,24 +95,14 @@ constexpr int accumulators(const HopperConfig& c) {
   return num_waves(c) * warpgroup_columns(c) / 2 + scaled;
 }
 
-// Shared memory, bytes: the stages' operands, their scales, what the epilogue stages, barriers.
+// Shared memory, bytes: the stages' operands, and barriers.
 constexpr int operand_bytes(const HopperConfig& c) {
   return (c.block_m + c.block_n) * kRowBytes;
 }
-// Row scales: packed ones are copied from an address that is a multiple of 16 bytes on.
-constexpr int scale_bytes(const HopperConfig& c) {
-  return c.scales != Scales::block ? 0 : (c.block_m + 4) * 4;
-}
-constexpr int staging_bytes(const HopperConfig& c) {  // of a warp
-  const int columns = tile_columns(c) / warpgroups_n(c);
-  const int staged = columns < kStagedColumns ? columns : kStagedColumns;
-  return 16 * staged * (c.output == Output::swiglu_fp8 ? 1 : 2);
-}
 constexpr int kStageControlBytes = 32;  // two barriers and what tile begins
-constexpr int kControlBytes = 48;       // next tiles, the end, and whose turn it is
+constexpr int kControlBytes = 48;       // next tiles, whose turn it is, and the end
 constexpr int smem_bytes(const HopperConfig& c) {
-  return c.num_stages * (operand_bytes(c) + scale_bytes(c)) + c.num_warps * staging_bytes(c) +
-         c.num_stages * kStageControlBytes + kControlBytes;
+  return c.num_stages * (operand_bytes(c) + kStageControlBytes) + kControlBytes;
 }
 
 }  // namespace moetune

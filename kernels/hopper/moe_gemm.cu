@@ -6,15 +6,16 @@
 // warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of K lies
 // between them, each with a barrier that says "full" and one that says "empty".
 //   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
-//   up, and packed activation rows with their block scales; in a cluster one block does for both.
-//   Gathered rows come by cp.async, all 128 threads taking part: where an expert has many, packing
-//   them first is faster (results/NVIDIA_H200/notes.md). A packed box that crosses its
-//   expert's end reads the next expert's rows: harmless. Multiply: a warpgroup owns 64 rows. WGMMA
-//   reads both operands from shared memory and adds up in registers. With block scales 128 of K go
-//   to a temporary which is scaled into the accumulators, while the other warpgroups keep the
-//   tensor cores busy. 64 rows without a slot are not multiplied. Store: a warp takes its 16 rows
-//   through its own piece of shared memory, so that they leave as whole rows of 16-byte stores;
-//   rows beyond the expert's end are left out. No padding is written.
+//   up, and packed activation rows; in a cluster one block does for both. Gathered rows come by
+//   cp.async, all 128 threads taking part (a TMA box a row is several times slower); where an
+//   expert has many, packing them first is faster (results/NVIDIA_H200/notes.md). A packed box that
+//   crosses its expert's end reads the next expert's rows: harmless.
+//   Multiply: a warpgroup owns 64 rows. WGMMA reads both operands from shared memory and adds up in
+//   registers. With block scales 128 of K go to a temporary which is scaled into the accumulators,
+//   while the other warpgroups keep the tensor cores busy. 64 rows without a slot are not
+//   multiplied. Store: four lanes hold a row's eight columns; they exchange words, so that each
+//   has 16 bytes to store or, where the weighted sum is fused, to add to the token's row. Rows
+//   beyond the expert's end are left out. No padding is written.
 //
 // Background: DeepGEMM and CUTLASS describe this division of labour; two-level accumulation is
 // DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
@@ -33,19 +34,18 @@ struct Walk {
   static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
   const GemmParams& p;
   int row_tiles;
-  RowTile at_first;
 
-  // Reads what a block's first tile needs in one go.
-  __device__ __forceinline__ explicit Walk(const GemmParams& params)
-      : p(params), row_tiles(0), at_first(load_row_tile(p, kColumnTiles, first())) {
+  // Gives the block's first tile, if there is one, too: what it needs is read in one go.
+  __device__ __forceinline__ Walk(const GemmParams& params, Tile& tile) : p(params) {
+    const RowTile at = load_row_tile(p, kColumnTiles, first());
     row_tiles = load_past_l1(p.num_tiles);
+    if (first() < size()) tile = find_tile(p, row_tiles, kColumnTiles, first(), at);
   }
   __device__ __forceinline__ int first() const { return blockIdx.x / C.cluster; }
   __device__ __forceinline__ int blocks() const { return gridDim.x / C.cluster; }
   __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
   __device__ __forceinline__ Tile find(int index) const {
-    const RowTile at = index == first() ? at_first : load_row_tile(p, kColumnTiles, index);
-    return find_tile(p, row_tiles, kColumnTiles, index, at);
+    return find_tile(p, row_tiles, kColumnTiles, index, load_row_tile(p, kColumnTiles, index));
   }
   __device__ __forceinline__ int take_ticket() const {
     return blocks() + add_relaxed(p.tickets, 1);
@@ -64,14 +64,8 @@ struct Shared {
   u32 base;
   __device__ __forceinline__ u32 a(int stage) const { return base + stage * operand_bytes(C); }
   __device__ __forceinline__ u32 b(int stage) const { return a(stage) + C.block_m * kRowBytes; }
-  __device__ __forceinline__ u32 scales(int stage) const {
-    return base + C.num_stages * operand_bytes(C) + stage * scale_bytes(C);
-  }
-  __device__ __forceinline__ u32 staging(int warp) const {
-    return scales(C.num_stages) + warp * staging_bytes(C);
-  }
   __device__ __forceinline__ u32 full(int stage) const {
-    return staging(C.num_warps) + stage * kStageControlBytes;
+    return base + C.num_stages * operand_bytes(C) + stage * kStageControlBytes;
   }
   __device__ __forceinline__ u32 empty(int stage) const { return full(stage) + 8; }
   // The tile that begins in this stage: expert, first row, rows (-1: there are no more), column
@@ -80,10 +74,13 @@ struct Shared {
   __device__ __forceinline__ u32 next_index(int parity) const {
     return full(C.num_stages) + parity * 4;
   }
-  __device__ __forceinline__ u32 finished() const { return full(C.num_stages) + 8; }
-  // Ping-pong: it is this warpgroup's turn.
+  // Ping-pong: it is this warpgroup's turn, and the last tile has been taken: told from each of its
+  // warps to the same warp of the next.
   __device__ __forceinline__ u32 turn(int warpgroup) const {
-    return full(C.num_stages) + 16 + warpgroup * 8;
+    return full(C.num_stages) + 8 + warpgroup * 8;
+  }
+  __device__ __forceinline__ u32 finished(int warp) const {
+    return full(C.num_stages) + 32 + warp % 4 * 4;
   }
 };
 
@@ -103,8 +100,7 @@ __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Share
                                              int stage, int step, const Tile& tile) {
   constexpr int kBoxRows = weight_box_rows(C);
   constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
-  constexpr u32 kRowsBytes = C.block_m * kRowBytes + scale_bytes(C);
-  constexpr u32 kBytes = C.block_n * kRowBytes + (C.top_k > 0 ? 0 : kRowsBytes);
+  constexpr u32 kBytes = (C.block_n + (C.gather ? 0 : C.block_m)) * kRowBytes;
   const u32 full = shared.full(stage);
   const int k = step * step_k(C);
   const int row = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
@@ -134,38 +130,27 @@ __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Share
   }
 }
 
-// Starts a stage's copies of packed rows and their scales.
+// Starts a stage's copies of packed rows.
 template <HopperConfig C>
-__device__ __forceinline__ void load_rows(const GemmParams& p, const TensorMap& a_map,
-                                          const Shared<C>& shared, int stage, int step,
-                                          const RowTile& tile) {
+__device__ __forceinline__ void load_rows(const TensorMap& a_map, const Shared<C>& shared,
+                                          int stage, int step, const RowTile& tile) {
   const u32 full = shared.full(stage);
   const int k = step * step_k(C);
   tma_load(shared.a(stage), a_map, k, tile.first, full);
-  const int below = tile.first + C.block_m;
-  const bool has_below = blocks_with_rows<C>(tile) == 3;
-  if (has_below) tma_load_to(2, shared.a(stage), a_map, k, below, full);
-  if constexpr (C.scales == Scales::block) {
-    const float* const scales = p.a_scale + static_cast<i64>(step) * p.scale_pitch;
-    bulk_load(shared.scales(stage), scales + tile.first / 4 * 4, scale_bytes(C), full);
-    if (has_below) {
-      bulk_load_to(2, shared.scales(stage), scales + below / 4 * 4, scale_bytes(C), full);
-    }
+  if (blocks_with_rows<C>(tile) == 3) {
+    tma_load_to(2, shared.a(stage), a_map, k, tile.first + C.block_m, full);
   }
 }
 
 template <HopperConfig C>
 __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap& w_map,
                                            const TensorMap& a_map, const Shared<C>& shared) {
-  constexpr bool kGather = C.top_k > 0;
-  constexpr bool kBlockScales = C.scales == Scales::block;
+  constexpr bool kGather = C.gather == 1;
   constexpr int kElement = C.fp8 ? 1 : 2;
-  constexpr int kScaleColumns = C.size_k / kScaleGroup;
   constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
   // cp.async: a thread loads one 16-byte chunk of every 16th row.
   constexpr int kRowStep = kWarpgroup / 8;
   constexpr int kLoads = C.block_m / kRowStep;
-  constexpr int kScaleLoads = (C.block_m + kWarpgroup - 1) / kWarpgroup;
 
   const int thread = threadIdx.x;
   if (!kGather && thread > 0) return;
@@ -181,12 +166,11 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
   // that kernel itself waited for the sort before it let this one start.
   if constexpr (kGather) wait_for_previous_kernel();
-  const Walk<C> walk(p);
   Tile next{};
+  const Walk<C> walk(p, next);
   int index = walk.first();
   int ahead = 0;  // stages whose weights are on their way
   if (index < walk.size()) {
-    next = walk.find(index);
     ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
     if (thread == 0) {
       for (int i = 0; i < ahead; ++i) load_weights<C>(w_map, shared, i, i, next);
@@ -200,7 +184,6 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   constexpr int kTicketStep = kLast > 5 ? kLast - 5 : 0;
   constexpr int kFindStep = kLast > 2 ? kLast - 2 : kLast;
   Ring<C.num_stages> ring;
-  int ticket = 0;
   for (int parity = 0; index < walk.size(); parity ^= 1) {
     const Tile current = next;
     const RowTile tile = current.rows;
@@ -213,18 +196,6 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         row_offset[i] = static_cast<u32>(slot / C.top_k * (kRowPitch / 16));
       }
     }
-    const float* a_scale[kGather && kBlockScales ? kScaleLoads : 1];
-    if constexpr (kGather && kBlockScales) {
-#pragma unroll
-      for (int i = 0; i < kScaleLoads; ++i) {
-        const int r = thread + i * kWarpgroup;
-        a_scale[i] = nullptr;
-        if (r < tile.num_rows) {
-          const int row = __ldg(p.sorted_slots + tile.first + r) / C.top_k;
-          a_scale[i] = p.a_scale + static_cast<i64>(row) * kScaleColumns;
-        }
-      }
-    }
     for (int step = 0; step < kSteps<C>; ++step) {
       const int stage = ring.stage;
       const u32 full = shared.full(stage);
@@ -234,9 +205,9 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         barrier_wait(shared.empty(stage), ring.parity ^ 1);
         if (thread == 0) load_weights<C>(w_map, shared, stage, step, current);
       }
-      if (thread == 0 && step == kTicketStep) ticket = walk.take_ticket();
+      if (thread == 0 && step == kTicketStep) index = walk.take_ticket();
       if constexpr (!kGather) {
-        load_rows<C>(p, a_map, shared, stage, step, tile);
+        load_rows<C>(a_map, shared, stage, step, tile);
       } else {
         const int k = step * step_k(C);
         const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
@@ -248,24 +219,14 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
           cp_async_16(shared.a(stage) + chunk_at + i * kRowStep * kRowBytes,
                       source + static_cast<i64>(row_offset[i]) * 16, in_k);
         }
-        if constexpr (kBlockScales) {
-#pragma unroll
-          for (int i = 0; i < kScaleLoads; ++i) {
-            if (a_scale[i] == nullptr) continue;
-            cp_async_4(shared.scales(stage) + (thread + i * kWarpgroup) * 4, a_scale[i] + step,
-                       true);
-          }
-        }
         barrier_arrive_after_cp_async(full);
       }
       ring.advance();
       if (step == kFindStep) {
         if constexpr (kGather) {
-          if (thread == 0) store_shared(shared.next_index(parity), static_cast<u32>(ticket));
+          if (thread == 0) store_shared(shared.next_index(parity), static_cast<u32>(index));
           warpgroup_sync(kLoadBarrier);
           index = static_cast<int>(load_shared_u32(shared.next_index(parity)));
-        } else {
-          index = ticket;
         }
         if (index < walk.size()) next = walk.find(index);
       }
@@ -325,25 +286,82 @@ struct Part {
 template <HopperConfig C>
 struct WeightScales {
   static constexpr int kColumns = C.size_k / kScaleGroup;
-  const float* source[num_chunks(C)];
+  int at[num_chunks(C)];  // of step 0
   float next[num_chunks(C)];
   __device__ __forceinline__ WeightScales(const GemmParams& p, const Part<C>& part, int expert,
                                           int column0) {
-    const float* const scales =
-        p.w_scale + static_cast<i64>(expert) * (C.size_n / kScaleGroup) * kColumns;
 #pragma unroll
     for (int c = 0; c < num_chunks(C); ++c) {
       const int row = is_fused(C) ? c * out_columns(C) + column0 + part.column
                                   : column0 + part.column + c * Sums<C>::kChunkColumns;
-      source[c] = scales + min(row, C.size_n - 1) / kScaleGroup * kColumns;
-      next[c] = __ldg(source[c]);
+      at[c] = (expert * (C.size_n / kScaleGroup) + min(row, C.size_n - 1) / kScaleGroup) * kColumns;
+      next[c] = __ldg(p.w_scale + at[c]);
     }
   }
-  __device__ __forceinline__ void take(float (&scales)[num_chunks(C)], int step) {
+  __device__ __forceinline__ void take(float (&scales)[num_chunks(C)], const GemmParams& p,
+                                       int step) {
 #pragma unroll
     for (int c = 0; c < num_chunks(C); ++c) {
       scales[c] = next[c];
-      next[c] = __ldg(source[c] + min(step + 1, kColumns - 1));
+      next[c] = __ldg(p.w_scale + at[c] + min(step + 1, kColumns - 1));
+    }
+  }
+};
+
+// Block scales of the rows that a thread multiplies, two in each 64, likewise. The four lanes that
+// share rows hold one (of 128 rows) each.
+template <HopperConfig C>
+struct RowScales {
+  static constexpr int kColumns = C.size_k / kScaleGroup;
+  static constexpr int kHeld = (num_waves(C) + 1) / 2;
+  int at[kHeld];  // of step 0
+  float next[kHeld];
+  __device__ __forceinline__ RowScales(const GemmParams& p, const RowTile& tile, int row0) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int lane4 = threadIdx.x % 4;
+      const int r = row0 + (i * 2 + lane4 / 2) * kWarpgroupRows + lane4 % 2 * 8;
+      // Beyond the expert's rows: anything that may be read.
+      const int position = tile.first + min(r, tile.num_rows - 1);
+      at[i] = C.gather ? __ldg(p.sorted_slots + position) / C.top_k * kColumns : position;
+      next[i] = p.a_scale[at[i]];
+    }
+  }
+  __device__ __forceinline__ void take(float (&scales)[num_waves(C)][2], const GemmParams& p,
+                                       int step) {
+#pragma unroll
+    for (int i = 0; i < num_waves(C) * 2; ++i) {
+      scales[i / 2][i % 2] =
+          __shfl_sync(0xffffffffu, next[i / 4], (threadIdx.x & 28) | static_cast<u32>(i % 4));
+    }
+    const int ahead = min(step + 1, kColumns - 1);
+    const i64 to_next = C.gather ? ahead : static_cast<i64>(ahead) * p.scale_pitch;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) next[i] = p.a_scale[at[i] + to_next];
+  }
+};
+
+// Where the rows that a thread holds go, and what they are multiplied by before.
+template <HopperConfig C>
+struct Rows {
+  static constexpr bool kScales = C.scales == Scales::tensor || C.output == Output::weighted_sum;
+  int target[num_waves(C)][2];  // row of the output; -1: none
+  float factor[num_waves(C)][2];
+
+  __device__ __forceinline__ Rows(const GemmParams& p, const RowTile& tile, int row0) {
+#pragma unroll
+    for (int i = 0; i < num_waves(C) * 2; ++i) {
+      const int r = row0 + i / 2 * kWarpgroupRows + i % 2 * 8;
+      const int position = tile.first + min(r, tile.num_rows - 1);
+      const int slot = kScales ? __ldg(p.sorted_slots + position) : 0;
+      float f = 1.0f;
+      if constexpr (C.scales == Scales::tensor) {
+        f = __ldg(p.w_scale + tile.expert) * p.a_scale[C.gather ? slot / C.top_k : position];
+      }
+      if constexpr (C.output == Output::weighted_sum) f *= __ldg(p.topk_weights + slot);
+      const int row = C.output == Output::weighted_sum ? slot / C.top_k : position;
+      target[i / 2][i % 2] = r < tile.num_rows ? row : -1;
+      factor[i / 2][i % 2] = f;
     }
   }
 };
@@ -383,13 +401,13 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
 
 // The same with block scales: 128 of K into a temporary, which is then scaled into the sums, while
 // the other warpgroups keep the tensor cores busy. (Two temporaries of half the width in turns,
-// which fit the registers too, were slower: narrow WGMMA read the rows too often.) `scale_row`:
-// where this thread's first row in 64 has its scale among those of the stage. `release` is called
-// when the stage has been read.
+// which fit the registers too, were slower: narrow WGMMA read the rows too often.) `release` is
+// called when the stage has been read.
 template <HopperConfig C, int kWaves, typename Release>
 __device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
                                                 const Shared<C>& shared, int stage,
-                                                const Part<C>& part, int scale_row,
+                                                const Part<C>& part,
+                                                const float (&row_scales)[num_waves(C)][2],
                                                 const float (&weight_scales)[num_chunks(C)],
                                                 Release&& release) {
   constexpr int kChunks = num_chunks(C);
@@ -400,9 +418,6 @@ __device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
   const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
 #pragma unroll
   for (int wave = 0; wave < kWaves; ++wave) {
-    const u32 row_scales = shared.scales(stage) + (scale_row + wave * kWarpgroupRows) * 4;
-    const float low_row = load_shared(row_scales);
-    const float high_row = load_shared(row_scales + 32);
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       float product[kChunkColumns / 2];
@@ -416,8 +431,8 @@ __device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
       wgmma_wait<0>();
       if (wave == kWaves - 1 && c == kChunks - 1) release();
       wgmma_results(product);
-      const float low = low_row * weight_scales[c];
-      const float high = high_row * weight_scales[c];
+      const float low = row_scales[wave][0] * weight_scales[c];
+      const float high = row_scales[wave][1] * weight_scales[c];
 #pragma unroll
       for (int i = 0; i < kChunkColumns / 2; ++i) {
         sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * product[i];
@@ -426,99 +441,91 @@ __device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
   }
 }
 
-// Takes the warp's 16 staged rows of `kBytes` to global memory: row r from `target` + r * pitch.
-template <int kBytes>
-__device__ __forceinline__ void store_rows(u32 staging, u8* target, i64 pitch, int num_rows,
-                                           int valid_bytes) {
-  constexpr int kRowChunks = kBytes / 16;
-  constexpr int kRowsAtOnce = 32 / kRowChunks;
-  const int lane = threadIdx.x % 32;
-  const int chunk = lane % kRowChunks;
+// Lane l of four gets word l of each of them.
+__device__ __forceinline__ void transpose_of_four(u32 (&words)[4]) {
+  const bool odd = threadIdx.x % 2 > 0;
+  const bool high = threadIdx.x % 4 > 1;
 #pragma unroll
-  for (int i = 0; i < 16 / kRowsAtOnce; ++i) {
-    const int r = i * kRowsAtOnce + lane / kRowChunks;
-    if (r < num_rows && chunk * 16 < valid_bytes) {
-      *reinterpret_cast<uint4*>(target + r * pitch + chunk * 16) =
-          load_shared_16(staging + r * kBytes + (chunk ^ (r & 7)) * 16);
-    }
+  for (int i = 0; i < 4; i += 2) {
+    const u32 other = __shfl_xor_sync(0xffffffffu, odd ? words[i] : words[i + 1], 1);
+    (odd ? words[i] : words[i + 1]) = other;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const u32 other = __shfl_xor_sync(0xffffffffu, high ? words[i] : words[i + 2], 2);
+    (high ? words[i] : words[i + 2]) = other;
   }
 }
 
-// Stores 64 rows of a tile, from its row `row0` on.
+// Stores the 64 rows of a wave.
 template <HopperConfig C>
-__device__ __forceinline__ void store_rows_of_tile(Sums<C>& sums, const GemmParams& p, u32 staging,
-                                                   const RowTile& tile, int row0, int column,
-                                                   const float (&scale)[2]) {
+__device__ __forceinline__ void store_wave(Sums<C>& sums, const GemmParams& p, const Rows<C>& rows,
+                                           int wave, int column) {
   constexpr int kColumns = tile_columns(C) / warpgroups_n(C);
   constexpr int kHalf = Sums<C>::kCount / 2;  // where the up columns begin
-  const int lane = threadIdx.x % 32;
-  row0 += threadIdx.x / 32 % 4 * 16;
-  const int num_rows = tile.num_rows - row0;
-  if (num_rows <= 0) return;
-  const i64 position = tile.first + row0;
-  const int r = lane / 4;
-  if constexpr (C.scales == Scales::tensor) {
+  constexpr i64 kRowBytesOut = out_columns(C) * (C.output == Output::swiglu_fp8 ? 1 : 2);
+  constexpr bool kEven = out_columns(C) % tile_columns(C) == 0;
+  const int lane4 = threadIdx.x % 4;
+  if constexpr (Rows<C>::kScales) {
 #pragma unroll
-    for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) *= scale[i / 2 % 2];
+    for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) *= rows.factor[wave][i / 2 % 2];
   }
   if constexpr (is_fused(C)) {
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) sums.at(i) = silu(sums.at(i)) * sums.at(kHalf + i);
   }
-
-  if constexpr (C.output == Output::swiglu_fp8) {
-    static_assert(kColumns == kScaleGroup, "a warpgroup quantises one scale group a row");
-    float largest[2] = {};
 #pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      largest[i / 2 % 2] = fmaxf(largest[i / 2 % 2], fabsf(sums.at(i)));
-    }
-    float inverse[2];
-    __syncwarp();
+  for (int h = 0; h < 2; ++h) {
+    const int row = rows.target[wave][h];
+    u8* const target = static_cast<u8*>(p.out) + row * kRowBytesOut;
+    if constexpr (C.output == Output::swiglu_fp8) {
+      static_assert(kColumns == kScaleGroup, "a warpgroup quantises one scale group a row");
+      float largest = 0;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float amax = row_max(largest[h]);
-      const float row_scale = amax > 0.0f ? amax / 448.0f : 1.0f;
-      inverse[h] = 1.0f / row_scale;
-      if (lane % 4 == 0 && r + h * 8 < num_rows) {
-        p.out_scale[static_cast<i64>(column / kScaleGroup) * p.scale_pitch + position + r + h * 8] =
-            row_scale;
+      for (int i = h * 2; i < kHalf; i += 4) {
+        largest = fmaxf(largest, fmaxf(fabsf(sums.at(i)), fabsf(sums.at(i + 1))));
       }
-    }
-#pragma unroll
-    for (int j = 0; j < kColumns / 8; ++j) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int i = j * 4 + h * 2;
-        store_shared(
-            staging + (r + h * 8) * kColumns + ((j / 2) ^ r) * 16 + j % 2 * 8 + lane % 4 * 2,
-            pack_e4m3(sums.at(i) * inverse[h], sums.at(i + 1) * inverse[h]));
+      const float amax = row_max(largest);
+      const float scale = amax > 0.0f ? amax / 448.0f : 1.0f;
+      const float inverse = 1.0f / scale;
+      if (lane4 == 0 && row >= 0) {
+        p.out_scale[static_cast<i64>(column / kScaleGroup) * p.scale_pitch + row] = scale;
       }
-    }
-    __syncwarp();
-    store_rows<kColumns>(staging, static_cast<u8*>(p.out) + position * out_columns(C) + column,
-                         out_columns(C), num_rows, kColumns);
-  } else {
-    constexpr int kStaged = kColumns < kStagedColumns ? kColumns : kStagedColumns;
-    constexpr int kBytes = kStaged * 2;
 #pragma unroll
-    for (int pass = 0; pass < (kColumns + kStaged - 1) / kStaged; ++pass) {
-      __syncwarp();  // the pass or the tile before has left
+      for (int j = 0; j < kColumns; j += 64) {  // columns of the tile
+        u32 words[4];
 #pragma unroll
-      for (int j = 0; j < kStaged / 8; ++j) {
-        if (pass * kStaged + j * 8 >= kColumns) break;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int i = (pass * kStaged / 8 + j) * 4 + h * 2;
-          store_shared(staging + (r + h * 8) * kBytes + (j ^ r) * 16 + lane % 4 * 4,
-                       pack_bf16(sums.at(i), sums.at(i + 1)));
+        for (int w = 0; w < 4; ++w) {
+          const int i = (j + w * 16) / 2 + h * 2;
+          words[w] = pack_e4m3(sums.at(i) * inverse, sums.at(i + 1) * inverse) |
+                     pack_e4m3(sums.at(i + 4) * inverse, sums.at(i + 5) * inverse) << 16;
+        }
+        transpose_of_four(words);
+        if (row >= 0) {  // low halves are columns 0 to 7 of 16, high ones 8 to 15
+          *reinterpret_cast<uint4*>(target + column + j + lane4 * 16) = make_uint4(
+              __byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
+              __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
         }
       }
-      __syncwarp();
-      const int at = column + pass * kStaged;
-      const int valid = min(out_columns(C) - at, kColumns - pass * kStaged) * 2;
-      store_rows<kBytes>(staging, static_cast<u8*>(p.out) + (position * out_columns(C) + at) * 2,
-                         static_cast<i64>(out_columns(C)) * 2, num_rows, valid);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 32) {
+        u32 words[4];
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const int i = (j + w * 8) / 2 + h * 2;
+          words[w] = pack_bf16(sums.at(i), sums.at(i + 1));
+        }
+        transpose_of_four(words);
+        const int at = column + j + lane4 * 8;
+        if (row < 0 || !(kEven || at < out_columns(C))) continue;
+        const uint4 value = make_uint4(words[0], words[1], words[2], words[3]);
+        if constexpr (C.output == Output::weighted_sum) {
+          add_eight_bf16(target + at * 2, value);
+        } else {
+          *reinterpret_cast<uint4*>(target + at * 2) = value;
+        }
+      }
     }
   }
 }
@@ -529,7 +536,6 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const int warpgroup = threadIdx.x / kWarpgroup - 1;
   const int lane = threadIdx.x % 32;
   const int lane_row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-  const u32 staging = shared.staging(threadIdx.x / 32 - 4);
   const Part<C> part(warpgroup);
 
   wait_for_previous_kernel();
@@ -548,18 +554,18 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     if constexpr (C.ping_pong) {
       barrier_wait(shared.turn(warpgroup), turn_parity);
       turn_parity ^= 1;
-      if (load_shared_u32(shared.finished()) != 0) {
+      if (load_for_warp(shared.finished(threadIdx.x / 32)) != 0) {
         pass_turn();
         break;
       }
     }
     barrier_wait(shared.full(ring.stage), ring.parity);
-    const uint4 posted = load_shared_16(shared.tile(ring.stage));
+    const uint4 posted = load_16_for_warp(shared.tile(ring.stage));
     const RowTile tile{static_cast<int>(posted.x), static_cast<int>(posted.y),
                        static_cast<int>(posted.z), 0};
     if (tile.num_rows < 0) {
       if constexpr (C.ping_pong) {
-        if (lane == 0) store_shared(shared.finished(), 1u);
+        if (lane == 0) store_shared(shared.finished(threadIdx.x / 32), 1u);
         pass_turn();
       }
       break;
@@ -591,17 +597,8 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
       run([&](int) { release(ring.stage); });
       continue;
     }
-    float scale[kWaves][2];
-#pragma unroll
-    for (int i = 0; i < kWaves * 2; ++i) {
-      scale[i / 2][i % 2] = 1.0f;
-      if constexpr (C.scales == Scales::tensor) {
-        const int r = part.row0 + i / 2 * kWarpgroupRows + lane_row + i % 2 * 8;
-        int row = tile.first + min(r, tile.num_rows - 1);
-        if constexpr (C.top_k > 0) row = p.sorted_slots[row] / C.top_k;
-        scale[i / 2][i % 2] = p.w_scale[tile.expert] * p.a_scale[row];
-      }
-    }
+    const int row0 = part.row0 + lane_row;
+    const Rows<C> rows(p, tile, row0);
     Sums<C> sums[kWaves];
     if constexpr (C.scales == Scales::block) {
 #pragma unroll
@@ -609,16 +606,16 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
         sums[i / Sums<C>::kCount].at(i % Sums<C>::kCount) = 0.0f;
       }
     }
-    // cp.async's writes are complete when the barrier says so; as in CUTLASS's cp.async main loops
-    // no proxy fence follows (it would be a MEMBAR a stage).
     const auto run_waves = [&]<int kCount>() {
       if constexpr (C.scales == Scales::block) {
-        const int scale_row = part.row0 + lane_row + (C.top_k > 0 ? 0 : tile.first % 4);
         WeightScales<C> weight_scales(p, part, tile.expert, column0);
+        RowScales<C> row_scales(p, tile, row0);
         run([&](int i) {
           float weights[num_chunks(C)];
-          weight_scales.take(weights, i);
-          multiply_scaled<C, kCount>(sums, shared, ring.stage, part, scale_row, weights,
+          weight_scales.take(weights, p, i);
+          float row_scale[kWaves][2];
+          row_scales.take(row_scale, p, i);
+          multiply_scaled<C, kCount>(sums, shared, ring.stage, part, row_scale, weights,
                                      [&] { release(ring.stage); });
         });
       } else {
@@ -641,18 +638,15 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
         }
       }
     };
-    if constexpr (kWaves > 1) {
-      if (tile.num_rows <= kWarpgroupRows) {
-        run_waves.template operator()<1>();
-        store_rows_of_tile<C>(sums[0], p, staging, tile, 0, column0 + part.column, scale[0]);
-        continue;
-      }
+    if (kWaves > 1 && tile.num_rows <= kWarpgroupRows) {
+      run_waves.template operator()<1>();
+    } else {
+      run_waves.template operator()<kWaves>();
     }
-    run_waves.template operator()<kWaves>();
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      store_rows_of_tile<C>(sums[wave], p, staging, tile, part.row0 + wave * kWarpgroupRows,
-                            column0 + part.column, scale[wave]);
+      if (wave > 0 && tile.num_rows <= wave * kWarpgroupRows) break;
+      store_wave<C>(sums[wave], p, rows, wave, column0 + part.column);
     }
   }
 }
@@ -668,14 +662,14 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   const Shared<C> shared{smem_address(smem)};
   if (threadIdx.x == 0) {
     if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
-    store_shared(shared.finished(), 0u);
     if constexpr (C.ping_pong) {
+      for (int i = 0; i < 4; ++i) store_shared(shared.finished(i), 0u);
       for (int i = 0; i < math_warpgroups(C); ++i) barrier_init(shared.turn(i), 4);
     }
     prefetch_tensor_map(w_map);
-    if constexpr (C.top_k == 0) prefetch_tensor_map(a_map);
+    if constexpr (!C.gather) prefetch_tensor_map(a_map);
     for (int stage = 0; stage < C.num_stages; ++stage) {
-      barrier_init(shared.full(stage), C.top_k > 0 ? kWarpgroup + 1 : 1);
+      barrier_init(shared.full(stage), C.gather ? kWarpgroup + 1 : 1);
       barrier_init(shared.empty(stage), readers(C));
     }
     fence_barrier_init();
@@ -684,7 +678,7 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   if constexpr (C.cluster > 1) cluster_wait();
   constexpr bool kMoves = math_registers(C) > launch_registers(C);
   if (threadIdx.x < kWarpgroup) {
-    if constexpr (kMoves) give_up_registers<load_registers(C)>();
+    if constexpr (kMoves) give_up_registers<kLoadRegisters>();
     load_tiles<C>(p, w_map, a_map, shared);
   } else {
     if constexpr (kMoves) take_registers<math_registers(C)>();

@@ -54,7 +54,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"NUM_WARPS", {4, 8, 12, 16}, 8, "warps that multiply; four more load"},
       {"PING_PONG", {0, 1}, 0, "1: four warps have a tile of their own, 0: all share one"},
       {"CLUSTER_SIZE", {1, 2}, 1, "blocks, one tile below the other, that share weight loads"},
-      {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 3, "stages of 128 bytes of K"},
+      {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 5, "stages of 128 bytes of K"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
       {"GROUP_SIZE_M", {1, 4, 8, 16}, 1, "an expert's row tiles walked together, at most"},
@@ -64,6 +64,8 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
         {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
     space.parameters.push_back(
         {"GATHER", {0, 1}, 1, "1: the GEMM gathers its rows, 0: a kernel packs them before"});
+  } else {
+    space.parameters.push_back(fuse_combine());
   }
 
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
@@ -202,10 +204,10 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
               ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
               "{}, .fp8 "
               "= {}, .scales = moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
-              ".size_k = {}, .top_k = {}}}>",
+              ".size_k = {}, .top_k = {}, .gather = {}}}>",
               c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
               c.blocks_per_sm, c.fp8, static_cast<int>(c.scales), static_cast<int>(c.output),
-              c.size_n, c.size_k, c.top_k)},
+              c.size_n, c.size_k, c.top_k, c.gather)},
           {}};
 }
 
@@ -220,11 +222,11 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
           .split_k = 1,
           .fp8 = c.fp8 == 1,
           .output = c.output,
-          .gathers = c.top_k > 0,
+          .gathers = c.gather == 1,
           .blocks_per_sm = c.blocks_per_sm,
           .cluster = c.cluster,
           .w_box_rows = weight_box_rows(c),
-          .a_box_rows = c.top_k > 0 ? 0 : c.block_m};
+          .a_box_rows = c.gather == 1 ? 0 : c.block_m};
 }
 
 // Clocks of a tile (the slower of the tensor cores and L2 for each stage, then the epilogue) times
@@ -263,7 +265,7 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                      static_cast<double>(c.block_n) / c.cluster) *
                     kRowBytes / kL2BytesPerClock;
   double step = std::max(tensor + drain + scaling, l2);
-  if (c.top_k > 0) step *= c.fp8 ? 1.06 : 1.1;     // rows gathered 16 bytes at a time
+  if (c.gather == 1) step *= c.fp8 ? 1.06 : 1.1;   // rows gathered 16 bytes at a time
   if (c.cluster > 1) step *= c.fp8 ? 1.12 : 1.05;  // blocks that wait for each other
   if (c.num_stages < 4 && !two_blocks) step += 30 * (4 - c.num_stages);
 
@@ -284,17 +286,19 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   const bool again =
       mean_rows(problem) > tile_rows && weights > static_cast<double>(gpu.l2_bytes) / 2;
   const double times = again ? std::clamp(mean_rows(problem) / together, 1.0, 8.0) : 1.0;
-  const double stored_us = rows * moetune::out_columns(c) * out_bytes * us_per_byte;
+  const bool sums = c.output == Output::weighted_sum;
+  const double stored_us =
+      rows * moetune::out_columns(c) * out_bytes * us_per_byte * (sums ? 1.3 : 1.0);
   const double read_us = experts * weights * us_per_byte * (1 + 0.3 * (times - 1));
   double other_us = 5;
-  if (stage == Stage::gemm1 && c.top_k == 0) {
+  if (stage == Stage::gemm1 && c.gather == 0) {
     const double slots = rows / static_cast<double>(problem.shape.top_k);
     other_us += 2 + (slots * 2 + 1.5 * rows * element) * c.size_k * us_per_byte;
   }
   if (stage == Stage::gemm2) {
     const LayerShape& s = problem.shape;
-    other_us +=
-        static_cast<double>(problem.num_tokens * s.hidden_size * (s.top_k + 1)) * 2 * us_per_byte;
+    other_us += static_cast<double>(problem.num_tokens * s.hidden_size * (sums ? 2 : s.top_k + 1)) *
+                2 * us_per_byte;
   } else if (!is_fused(c)) {
     other_us += 1.6 * stored_us;
   } else if (c.fp8 && c.output == Output::swiglu) {
@@ -326,7 +330,9 @@ HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& poi
                  .output = Output::bf16,
                  .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
                  .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
-                 .top_k = gathers ? narrow(shape.top_k) : 0};
+                 .top_k = narrow(shape.top_k),
+                 .gather = gathers ? 1 : 0};
+  if (point.value_or("FUSE_COMBINE", 0) == 1) c.output = Output::weighted_sum;
   if (first && point.value_or("FUSE_SWIGLU", 0) == 1) {
     // The epilogue quantises too where a warpgroup holds whole scale groups.
     const bool quantises =

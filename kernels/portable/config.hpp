@@ -15,7 +15,8 @@ struct GemmConfig {
   Output output;
   int size_n;  // weight rows an expert has: 2I (gemm1) or H (gemm2)
   int size_k;  // H (gemm1) or I (gemm2)
-  int top_k;   // gemm1: rows are gathered, row = slot / top_k; 0: rows lie packed
+  int top_k;
+  int gather;  // 1: rows are gathered, row = slot / top_k; 0: they lie packed
 };
 
 constexpr int row_bytes(const GemmConfig& c) {

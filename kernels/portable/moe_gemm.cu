@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
 
   // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
   // that kernel itself waited for the sort before it let this one start.
-  if constexpr (C.top_k > 0) {
+  if constexpr (C.gather) {
     wait_for_previous_kernel();
     let_next_kernel_start();
   }
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   const int column0 = column_tile * kTileColumns;
   for (int r = thread; r < C.block_m; r += kThreads) {
     int row = tile.first + r;
-    if constexpr (C.top_k > 0) {
+    if constexpr (C.gather) {
       if (r < num_rows) row = p.sorted_slots[row] / C.top_k;
     }
     tile_rows[r] = r < num_rows ? row : -1;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       if (item < C.block_m) {
         const int row = tile_rows[item];
         scale_valid[i] = row >= 0;
-        if (row >= 0) scale_source[i] += C.top_k > 0 ? static_cast<i64>(row) * kScaleColumns : row;
+        if (row >= 0) scale_source[i] += C.gather ? static_cast<i64>(row) * kScaleColumns : row;
       } else if (item < kScalesPerGroup) {
         constexpr int kHalves = kFused ? 2 : 1;
         const int block_index = item - C.block_m;
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
           const int column = k / kScaleGroup + group;
           // Packed rows' scales lie by column groups.
           const i64 step =
-              C.top_k == 0 && item < C.block_m ? static_cast<i64>(column) * p.scale_pitch : column;
+              !C.gather && item < C.block_m ? static_cast<i64>(column) * p.scale_pitch : column;
           cp_async_4(scales + (group * kScalesPerGroup + item) * 4, scale_source[i] + step,
                      scale_valid[i] && (kScaleGroups == 1 || column < kScaleColumns));
         }
@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
   for (int s = 0; s < C.num_stages - 1; ++s) {
     if (s < num_steps) load_weights(s, s);
   }
-  if constexpr (C.top_k == 0) {
+  if constexpr (!C.gather) {
     wait_for_previous_kernel();
     let_next_kernel_start();
   }
@@ -379,9 +379,14 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
       if (r >= num_rows) continue;
       float scale = 1.0f;
       if constexpr (C.scales == Scales::tensor) scale = expert_scale * p.a_scale[tile_rows[r]];
-      const i64 row = C.output == Output::partial
-                          ? (static_cast<i64>(split) * p.num_slots + tile.first + r) * kOutColumns
-                          : static_cast<i64>(tile.first + r) * kOutColumns;
+      i64 row = tile.first + r;
+      if constexpr (C.output == Output::partial) row += static_cast<i64>(split) * p.num_slots;
+      if constexpr (C.output == Output::weighted_sum) {
+        const int slot = __ldg(p.sorted_slots + row);
+        scale *= __ldg(p.topk_weights + slot);
+        row = slot / C.top_k;
+      }
+      row *= kOutColumns;
 #pragma unroll
       for (int n = 0; n < kNTiles; n += kFused ? 2 : 1) {
         const int tile_column = (warp_n * kNTiles + n) * 8;
@@ -401,7 +406,12 @@ __global__ void __launch_bounds__(C.num_warps * 32) moe_gemm(const GemmParams p)
           } else {
             packed = pack_bf16(x0, x1);
           }
-          *reinterpret_cast<u32*>(static_cast<u16*>(p.out) + row + column) = packed;
+          u16* const target = static_cast<u16*>(p.out) + row + column;
+          if constexpr (C.output == Output::weighted_sum) {
+            add_two_bf16(target, packed);
+          } else {
+            *reinterpret_cast<u32*>(target) = packed;
+          }
         }
       }
     }

@@ -24,6 +24,8 @@ double expected_tiles(const Problem& problem, Stage stage, const Point& point) {
 
 using Violation = std::optional<std::string>;
 
+constexpr double kRowsWorthAtomics = 16;  // an expert has, at most
+
 class Portable final : public Variant {
  public:
   std::string_view name() const override { return "portable"; }
@@ -64,6 +66,8 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   if (stage == Stage::gemm1) {
     space.parameters.push_back(
         {"FUSE_SWIGLU", {0, 1}, 0, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
+  } else {
+    space.parameters.push_back(fuse_combine());
   }
 
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
@@ -114,6 +118,22 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
   rule("split_k_fused", [](const Point& p) -> Violation {
     if (p.at("SPLIT_K") > 1 && p.value_or("FUSE_SWIGLU", 0) == 1) {
       return "partial sums of a split K cannot go through SwiGLU in the epilogue";
+    }
+    if (p.at("SPLIT_K") > 1 && p.value_or("FUSE_COMBINE", 0) == 1) {
+      return "partial sums of a split K are added in fp32, the fused weighted sum is in bf16";
+    }
+    return {};
+  });
+  rule("bf16_atomics", [gpu](const Point& p) -> Violation {
+    if (p.value_or("FUSE_COMBINE", 0) == 1 && gpu.cc() < 90) {
+      return "no atomic addition of bf16 before sm_90";
+    }
+    return {};
+  });
+  spare("combine", [problem](const Point& p) -> Violation {
+    if (p.value_or("FUSE_COMBINE", 0) == 1 && mean_rows(problem) > kRowsWorthAtomics) {
+      return fmt::format("{:.0f} rows an expert would add to their tokens by 4 bytes at a time",
+                         mean_rows(problem));
     }
     return {};
   });
@@ -218,10 +238,10 @@ KernelSource Portable::source(const Gpu&, const Problem& problem, Stage stage,
           {fmt::format("moetune::moe_gemm<moetune::GemmConfig{{.block_m = {}, .block_n = {}, "
                        ".block_k = {}, .num_warps = {}, .num_stages = {}, .fp8 = {}, .scales = "
                        "moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
-                       ".size_k = {}, .top_k = {}}}>",
+                       ".size_k = {}, .top_k = {}, .gather = {}}}>",
                        c.block_m, c.block_n, c.block_k, c.num_warps, c.num_stages, c.fp8,
                        static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k,
-                       c.top_k)},
+                       c.top_k, c.gather)},
           {}};
 }
 
@@ -285,12 +305,14 @@ GemmConfig gemm_config(const Problem& problem, Stage stage, const Point& point) 
                     .scales = !fp8                                 ? Scales::none
                               : problem.dtype == Dtype::fp8_tensor ? Scales::tensor
                                                                    : Scales::block,
-                    .output = point.at("SPLIT_K") > 1                          ? Output::partial
-                              : first && point.value_or("FUSE_SWIGLU", 0) == 1 ? Output::swiglu
-                                                                               : Output::bf16,
+                    .output = point.at("SPLIT_K") > 1                  ? Output::partial
+                              : point.value_or("FUSE_SWIGLU", 0) == 1  ? Output::swiglu
+                              : point.value_or("FUSE_COMBINE", 0) == 1 ? Output::weighted_sum
+                                                                       : Output::bf16,
                     .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
                     .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
-                    .top_k = first ? narrow(shape.top_k) : 0};
+                    .top_k = narrow(shape.top_k),
+                    .gather = first ? 1 : 0};
 }
 
 std::unique_ptr<Variant> make_portable() {
@@ -309,7 +331,9 @@ Plan reference_plan(const Gpu&, const Problem&) {
                {"SPLIT_K", 1}});
   Point first = point;
   first.set("FUSE_SWIGLU", 0);
-  return Plan{{{"gemm1", "portable", first}, {"gemm2", "portable", point}}};
+  Point second = point;
+  second.set("FUSE_COMBINE", 0);
+  return Plan{{{"gemm1", "portable", first}, {"gemm2", "portable", second}}};
 }
 
 }  // namespace moetune

@@ -40,7 +40,7 @@ KernelSource small_kernels(const Problem& problem) {
   KernelSource source{
       "support/small_kernels.cu",
       {sort_expression(false, dtype), sort_expression(true, dtype), "moetune::sort_count",
-       "moetune::sort_place", combine_expression(problem.shape.top_k)},
+       "moetune::sort_place", "moetune::clear", combine_expression(problem.shape.top_k)},
       {}};
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));

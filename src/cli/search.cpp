@@ -44,6 +44,7 @@ struct SearchOptions {
   std::string variant;
   std::size_t num_finalists = 5;
   std::string objective = "time";
+  bool deterministic = false;
   std::string device = "auto";
   ChildrenOptions children;
   std::string out_dir = ".";
@@ -104,6 +105,7 @@ SearchSettings make_settings(const SearchOptions& options, const Problem& proble
   settings.token_counts = options.token_counts;
   settings.num_finalists = options.num_finalists;
   settings.objective = parse_objective(options.objective);
+  settings.deterministic = options.deterministic;
   settings.fp8 = fp8_mode(options, problem.dtype);
   if (!options.budget.empty()) settings.budget = parse_budget(options.budget);
   if (options.start == "table" || options.start.ends_with(".json")) {
@@ -324,6 +326,11 @@ ends the search cleanly (exit code 130); --resume goes on with the journal, also
           "fastest wins")
       ->capture_default_str()
       ->type_name("WHAT")
+      ->group(strategy);
+  command
+      ->add_flag("--deterministic", options->deterministic,
+                 "Only points whose calls give the same bits each time: none that adds rows in no "
+                 "fixed order (FUSE_COMBINE 1)")
       ->group(strategy);
   add_token_counts(*command, options->token_counts);
   command->add_option("--fp8", options->fp8,

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -82,6 +83,14 @@ TrialStatus parse_status(std::string_view text) {
 }
 Source parse_source(std::string_view text) {
   return parse<Source>("source", text, kSources);
+}
+
+bool is_deterministic(const Point& point) {
+  return point.value_or("FUSE_COMBINE", 0) == 0;
+}
+bool is_deterministic(const Plan& plan) {
+  return std::ranges::all_of(plan.steps,
+                             [](const Step& step) { return is_deterministic(step.point); });
 }
 
 const Step* Plan::find(std::string_view op) const {

@@ -44,6 +44,10 @@ struct Plan {
   bool operator==(const Plan&) const = default;
 };
 
+// Whether calls give the same bits each time: a fused weighted sum adds rows as they come.
+bool is_deterministic(const Point& point);
+bool is_deterministic(const Plan& plan);
+
 // Microseconds for one call. Percentiles are over `num_samples` graph replays, each divided by the
 // number of calls (routings) in the graph.
 struct Timing {

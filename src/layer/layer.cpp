@@ -189,7 +189,9 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   }
   if (stage != Stage::gemm1) {
     const GemmLaunch& c = gemm2->shape;
-    y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
+    if (!c.sums()) {
+      y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
+    }
     out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
   }
 }
@@ -231,12 +233,14 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, To
   }
   p.num_slots = narrow(batch.num_slots());
   p.num_experts = narrow(problem_.shape.num_experts);
+  const std::int64_t clearing = clear_output(gemm2, batch, p);
   const ActivateParams x = quantise ? x_rows(*gemm1, batch, routing) : ActivateParams{};
   if (p.num_slots <= kSmallSortSlots) {
     const int threads = std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32);
     const std::int64_t quantising = quantise ? activate_blocks(true, x, threads) : 0;
+    p.clear_from = narrow(1 + quantising);
     launch(stream_, small_.kernel(sort_expression(quantise, fp8_dtype())),
-           shape(1 + quantising, static_cast<unsigned>(threads)), p, x);
+           shape(p.clear_from + clearing, static_cast<unsigned>(threads)), p, x);
     return;
   }
   if (quantise) activate(ActivateInput::bf16, true, x);
@@ -244,8 +248,17 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, To
   p.slots_a_block =
       narrow(std::max<std::int64_t>(kSortThreads, (slots + kSortBlocks - 1) / kSortBlocks));
   const std::int64_t grid = (slots + p.slots_a_block - 1) / p.slots_a_block;
-  launch(stream_, small_.kernel("moetune::sort_count"), shape(grid, kSortThreads), p);
+  p.clear_from = narrow(grid);
+  launch(stream_, small_.kernel("moetune::sort_count"), shape(grid + clearing, kSortThreads), p);
   launch(stream_, small_.kernel("moetune::sort_place"), shape(grid, kSortThreads), p);
+}
+
+std::int64_t Layer::clear_output(const GemmStep* gemm2, const TokenBatch& batch,
+                                 SortParams& params) const {
+  if (gemm2 == nullptr || !gemm2->shape.sums()) return 0;
+  params.clear = out_.get();
+  params.clear_bytes = batch.problem.num_tokens * problem_.shape.hidden_size * 2;
+  return (params.clear_bytes + kClearBytes - 1) / kClearBytes;
 }
 
 ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const {
@@ -289,7 +302,8 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
     p.a_scale = c.fp8 ? activation_scale_.get<float>() : nullptr;
     p.w = (c.fp8 ? weights_.w2_q : weights_.w2).get();
     p.w_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr;
-    p.out = y_.get();
+    p.out = (c.sums() ? out_ : y_).get();
+    p.topk_weights = batch.routings[static_cast<std::size_t>(routing)].topk_weights.get<float>();
   }
   p.tickets = tickets_.get<int>() + (first ? 0 : 2);
   p.sorted_slots = sorted.sorted_slots.get<int>();
@@ -369,7 +383,12 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
     }
   }
   if (stage != Stage::gemm1) {
+    if (SortParams p{}; !whole && clear_output(gemm2, batch, p) > 0) {
+      launch(stream_, small_.kernel("moetune::clear"), shape(clear_output(gemm2, batch, p), 256),
+             p);
+    }
     gemm(Stage::gemm2, *gemm2, batch, routing);
+    if (gemm2->shape.sums()) return;
     const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
     const CombineParams p{y_.get(),
                           r.sorted.positions.get<int>(),

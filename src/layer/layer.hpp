@@ -112,6 +112,9 @@ class Layer {
             int routing);
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
   void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
+  // For a GEMM2 that adds to the output: has a launch clear it, and says by how many blocks.
+  std::int64_t clear_output(const GemmStep* gemm2, const TokenBatch& batch,
+                            SortParams& params) const;
   // x to fp8, or copied to the slots' positions, or both.
   ActivateParams x_rows(const GemmStep& gemm1, const TokenBatch& batch, int routing) const;
   std::int64_t activate_blocks(bool to_fp8, const ActivateParams& params, int threads) const;

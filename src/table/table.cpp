@@ -47,6 +47,7 @@ Json entry_json(const TableEntry& entry) {
   json["smem_bytes"] = entry.smem_bytes;
   json["source"] = to_string(entry.source);
   json["tie"] = entry.tie;
+  if (!is_deterministic(entry.plan)) json["deterministic"] = false;
   return json;
 }
 

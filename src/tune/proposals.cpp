@@ -23,6 +23,13 @@ Proposals::Proposals(const SearchSettings& settings, const Gpu& gpu, const Probl
     : gpu_(gpu), problem_(problem), stage_(stage) {
   for (const Variant* variant : settings.variants) {
     Searched searched{variant, variant->space(gpu, problem, stage, settings.fp8), nullptr, {}};
+    if (settings.deterministic) {
+      searched.space.constraints.push_back(
+          {"deterministic", [](const Point& point) -> std::optional<std::string> {
+             if (is_deterministic(point)) return {};
+             return "FUSE_COMBINE 1 adds rows in no fixed order";
+           }});
+    }
     LegalPoints legal = enumerate(searched.space);
     add_rejected(rejected_, legal.rejected);
     searched.strategy =

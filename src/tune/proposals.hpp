@@ -28,6 +28,7 @@ struct SearchSettings {
   std::optional<Point> start;        // ablation: what it sets replaces the reference point's
   std::optional<Table> start_table;  // ablation: its points are where to start
   Fp8Mode fp8 = Fp8Mode::off;
+  bool deterministic = false;  // only points whose calls give the same bits each time
   Budget budget;
   std::size_t num_finalists = 5;
   Objective objective = Objective::time;

@@ -78,11 +78,16 @@ class EntryReplay {
   }
 
  private:
-  // Where an ablation starts: the reference point, or its like.
+  // Where an ablation starts: the reference point, or its like; without parameters that are newer
+  // than the recording.
   std::optional<Point> start_of(std::size_t s) const {
     const RecordedSpace& space = entry_.spaces[s];
-    return space.variant == entry_.reference.variant ? std::optional(entry_.reference.point)
-                                                     : std::nullopt;
+    if (space.variant != entry_.reference.variant) return std::nullopt;
+    Point start;
+    for (const auto& [name, value] : entry_.reference.point.values()) {
+      if (space.space.find(name) != nullptr) start.set(name, value);
+    }
+    return start;
   }
 
   std::optional<Candidate> find(const std::string& variant, const Point& point) const {

@@ -63,6 +63,7 @@ Json journal_identity(const TableIdentity& identity, const Problem& problem,
             {"fp8", to_string(settings.fp8)},
             {"variants", variants}};
   if (settings.objective != Objective::time) json["objective"] = to_string(settings.objective);
+  if (settings.deterministic) json["deterministic"] = true;
   if (settings.start) json["start"] = *settings.start;
   return json;
 }

@@ -44,7 +44,9 @@ std::int64_t workspace_bytes(const Problem& problem, Stage stage, const Plan& pl
   }
   if (stage != Stage::gemm1) {
     const GemmLaunch gemm2 = launch_of(problem, Stage::gemm2, plan);
-    sum += slots * s.hidden_size * (gemm2.output == Output::partial ? 4 * gemm2.split_k : 2);
+    if (!gemm2.sums()) {
+      sum += slots * s.hidden_size * (gemm2.output == Output::partial ? 4 * gemm2.split_k : 2);
+    }
     sum += problem.num_tokens * s.hidden_size * 2;
     fp8 = gemm2.fp8;
   }

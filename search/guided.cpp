@@ -30,13 +30,14 @@ constexpr std::size_t kMostNeighbourRows = 400;
 // Expected gains of a batch's points, summed: an upper bound of what the batch gains, relative.
 // Well below 1 %, for the points that are left do not share one error.
 constexpr double kWorthwhile = 0.005;
-constexpr double kProgress = 0.004;   // a smaller gain is no progress
-constexpr int kPatience = 5;          // batches without progress
-constexpr double kPriorDoubt = 0.04;  // error of a prediction, relative, before any was checked
-constexpr double kPriorWeight = 6;    // how many checked predictions that counts as
-constexpr double kMostError = 0.15;   // a larger error of one prediction counts as this
-constexpr double kLeastSd = 0.005;    // noise of a first look
-constexpr double kFailed = 0.7;       // a failure is learnt as twice the best time: log 2
+constexpr double kProgress = 0.004;    // a smaller gain is no progress
+constexpr int kPatience = 5;           // batches without progress
+constexpr int kNeighbourPatience = 2;  // where a neighbour was measured
+constexpr double kPriorDoubt = 0.04;   // error of a prediction, relative, before any was checked
+constexpr double kPriorWeight = 6;     // how many checked predictions that counts as
+constexpr double kMostError = 0.15;    // a larger error of one prediction counts as this
+constexpr double kLeastSd = 0.005;     // noise of a first look
+constexpr double kFailed = 0.7;        // a failure is learnt as twice the best time: log 2
 
 enum class State : unsigned char { open, proposed, measured };
 
@@ -260,7 +261,8 @@ void Guided::rank() {
   for (std::size_t i = 0; i < std::min(kBatch, gains.size()); ++i) gain -= gains[i].first;
   num_stale_ = best < best_before_ - kProgress ? 0 : num_stale_ + 1;
   best_before_ = std::min(best, best_before_);
-  if (gain < kWorthwhile || num_stale_ > kPatience) return;  // nothing ranked: done
+  if (gain < kWorthwhile || num_stale_ > (neighbour_best_.empty() ? kPatience : kNeighbourPatience))
+    return;  // nothing ranked: done
   for (const auto& [negative, point] : gains) ranked_.push_back(point);
 }
 

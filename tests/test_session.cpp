@@ -310,6 +310,10 @@ TEST_CASE("search: guided finds what a grid finds with fewer looks, also stopped
     CHECK(rest.requests.size() == all.requests.size() - at);
     CHECK(entries_of(resumed.table_path) == wanted);
   }
+  FakeEvaluator idle;
+  CHECK(entries_of(guided.run(idle, true).table_path) == wanted);
+  CHECK(idle.requests.empty());
+  CHECK(idle.num_prefetched == 0);
 }
 
 TEST_CASE("search: killed at any moment, --resume repeats at most one trial and ends the same") {

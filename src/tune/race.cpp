@@ -19,7 +19,8 @@ constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the o
 constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is known what follows it
 
 // Starts compiling up to kAhead candidates from `position` of the queue on, as far as the
-// allowance may reach, then what may come after the queue, then the first of the later stage's.
+// allowance may reach, then what may come after the queue (unless the journal knows all of that),
+// then the first of the later stage's.
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
                    std::uint64_t num_allowed, Proposals* later) {
   const auto top_up = [&](Proposals& of, std::size_t end) {
@@ -36,7 +37,13 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
   const auto reach = static_cast<std::size_t>(std::min<std::uint64_t>(kAhead, num_allowed));
   const bool is_new = proposals.num_prefetched == 0;
   top_up(proposals, position + reach);
-  if (is_new) {
+  const auto is_open = [&](const Candidate& candidate) {
+    return !runner.is_known({.stage = proposals.stage(),
+                             .num_tokens = proposals.num_tokens(),
+                             .plan = proposals.plan(candidate)},
+                            0);
+  };
+  if (is_new && std::ranges::any_of(proposals.queue, is_open)) {
     std::vector<Request> requests;
     for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
       // Thorough: perhaps nobody asks, so no GPU shall look at it ahead.

@@ -1,17 +1,11 @@
-// Grouped GEMM of MXFP8 operands: out[p, n] = sum_k a[row(p), k] w[e, n, k], each 32 of K times
-// the two power-of-two scales of its rows. Rows, tiles and the pipeline are the portable kernel's
-// (portable/moe_gemm.cu). sm_89 and later; how 32 of K are multiplied depends on the architecture:
-//   sm_120  mma with block scales: the matrix unit applies them
-//   others  mma of e4m3 into a temporary, which fp32 multiplications by both scales (exact but for
-//           the byte 0, 2^-127, taken as 0) add to the sums
-#include "common/params.hpp"
-#include "common/ptx.cuh"
-#include "common/walk.cuh"
-#include "journey/mxfp8_config.hpp"
+// Grouped GEMM of MXFP8 operands: out[p, n] = sum_k a[row(p), k] w[e, n, k], each 32 of K times the
+// two power-of-two scales of its rows. sm_89 and later. How a warp multiplies 32 of K:
+//   sm_120  an mma with block scales: the matrix unit applies them
+//   others  an mma of e4m3 into a temporary, which fp32 multiplications by both scales (exact, but
+//           for the byte 0, 2^-127, taken as 0) add to the sums
+#include "journey/mxfp8_tile.cuh"
 
 namespace moetune_journey {
-
-using namespace moetune;
 
 #if __CUDA_ARCH__ >= 1200
 constexpr bool kNative = true;
@@ -40,142 +34,30 @@ __device__ __forceinline__ float scale_of(u32 word, int byte) {
   return __uint_as_float(__byte_perm(word, 0, 0x444 | byte << 12) >> 1);
 }
 
-template <GemmConfig C>
+template <Mxfp8Config C>
 __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params params) {
-  const GemmParams& p = params.gemm;
-  constexpr bool kFused = C.output == Output::swiglu;
-  constexpr int kChunks = C.block_k / 16;
-  constexpr int kThreads = num_threads(C);
+  using Tile = Mxfp8Tile<C>;
+  constexpr bool kFused = Tile::kFused;
+  constexpr int kOutColumns = Tile::kOutColumns;
+  constexpr int kNumSteps = Tile::kNumSteps;
+  constexpr int kWords = Tile::kWords;
   constexpr int kWarpsM = warps_m(C);
   constexpr int kWarpsN = C.num_warps / kWarpsM;
   constexpr int kMTiles = C.block_m / kWarpsM / 16;
   constexpr int kNTiles = C.block_n / kWarpsN / 8;
-  constexpr int kOutColumns = kFused ? C.size_n / 2 : C.size_n;
-  constexpr int kTileColumns = kFused ? C.block_n / 2 : C.block_n;
-  constexpr int kColumnTiles = (kOutColumns + kTileColumns - 1) / kTileColumns;
-  constexpr int kNumSteps = (C.size_k + C.block_k - 1) / C.block_k;
-  constexpr int kWords = C.block_k / kMxWordK;  // of scales, a row and stage
-  constexpr int kScalePitch = mx_scale_pitch(C.size_k);
-  constexpr int kTileRows = C.block_m + C.block_n;
-  static_assert(kNTiles % 2 == 0 && kChunks >= 8 && kThreads % (kChunks * 8) == 0 &&
-                    C.size_k % kMxBlockK == 0,
-                "the host's rules let this pass");
+  static_assert(kNTiles % 2 == 0, "the host's rules let this pass");
 
   extern __shared__ __align__(128) u8 smem[];
   int* const tile_rows = reinterpret_cast<int*>(smem + C.num_stages * mx_stage_bytes(C));
-  const int thread = threadIdx.x;
-  const int lane = thread % 32;
-  const int warp_m = thread / 32 / kWarpsN;
-  const int warp_n = thread / 32 % kWarpsN;
+  const u32 smem_base = smem_address(smem);
+  const int lane = threadIdx.x % 32;
+  const int warp_m = threadIdx.x / 32 / kWarpsN;
+  const int warp_n = threadIdx.x / 32 % kWarpsN;
 
   wait_for_previous_kernel();
   let_next_kernel_start();
-
-  // Which tile. Blocks beyond the tiles that this routing has leave at once.
-  const int row_tiles = load_past_l1(p.num_tiles);
-  const int block = blockIdx.x;
-  if (block >= row_tiles * kColumnTiles) return;
-  const auto [tile, column_tile] =
-      find_tile(p, row_tiles, kColumnTiles, block, load_row_tile(p, kColumnTiles, block));
-  const int num_rows = tile.num_rows;
-  const int column0 = column_tile * kTileColumns;
-  for (int r = thread; r < C.block_m; r += kThreads) {
-    int row = tile.first + r;
-    if constexpr (C.top_k > 0) {
-      if (r < num_rows) row = p.sorted_slots[row] / C.top_k;
-    }
-    tile_rows[r] = r < num_rows ? row : -1;
-  }
-  __syncthreads();
-
-  // Fused: groups of 8 tile rows alternate between gate and up rows of the same columns, so that
-  // a thread holds both halves of an output element.
-  const auto weight_row = [&](int r) {
-    if constexpr (kFused) return (r / 8 % 2) * kOutColumns + column0 + r / 16 * 8 + r % 8;
-    return column0 + r;
-  };
-  const auto column_valid = [&](int r) {
-    if constexpr (kOutColumns % kTileColumns == 0) return true;
-    return (kFused ? column0 + r / 16 * 8 + r % 8 : column0 + r) < kOutColumns;
-  };
-  const i64 first_weight_row = static_cast<i64>(tile.expert) * C.size_n;
-
-  // This thread's share of the loads: one chunk column, every kLoadRows-th row.
-  constexpr int kLoadRows = kThreads / kChunks;
-  constexpr int kALoads = (C.block_m + kLoadRows - 1) / kLoadRows;
-  constexpr int kBLoads = (C.block_n + kLoadRows - 1) / kLoadRows;
-  const int load_row = thread / kChunks;
-  const int load_chunk = thread % kChunks;
-  u32 a_offset[kALoads];  // in 16 bytes
-  bool a_valid[kALoads];
-#pragma unroll
-  for (int i = 0; i < kALoads; ++i) {
-    const int r = load_row + i * kLoadRows;
-    const int row = r < C.block_m ? tile_rows[r] : -1;
-    a_valid[i] = row >= 0;
-    a_offset[i] = a_valid[i] ? static_cast<u32>(row) * (C.size_k / 16) : 0;
-  }
-  const u8* const a_base = static_cast<const u8*>(p.a) + load_chunk * 16;
-  const u8* const w_base = static_cast<const u8*>(p.w) +
-                           (first_weight_row + weight_row(load_row)) * C.size_k + load_chunk * 16;
-
-  // And words of scales: item i is word i % kWords of tile row i / kWords, A's rows first.
-  constexpr int kScaleLoads = (kTileRows * kWords + kThreads - 1) / kThreads;
-  const u8* scale_source[kScaleLoads];
-  bool scale_valid[kScaleLoads];
-#pragma unroll
-  for (int i = 0; i < kScaleLoads; ++i) {
-    const int item = thread + i * kThreads;
-    const int r = item / kWords;
-    scale_source[i] = params.w_scale;
-    scale_valid[i] = false;
-    if (r < C.block_m) {
-      scale_valid[i] = tile_rows[r] >= 0;
-      if (scale_valid[i]) {
-        scale_source[i] = params.a_scale + static_cast<i64>(tile_rows[r]) * kScalePitch;
-      }
-    } else if (r < kTileRows) {
-      scale_valid[i] = column_valid(r - C.block_m);
-      if (scale_valid[i]) {
-        scale_source[i] += (first_weight_row + weight_row(r - C.block_m)) * kScalePitch;
-      }
-    }
-  }
-
-  const u32 smem_base = smem_address(smem);
-  const auto swizzle = [](int row, int chunk) { return chunk ^ (row & 7); };
-  const u32 store = load_row * C.block_k + swizzle(load_row, load_chunk) * 16;
-  const auto load = [&](int step, int stage) {
-    const u32 a_stage = smem_base + stage * mx_stage_bytes(C);
-    const u32 b_stage = a_stage + C.block_m * C.block_k;
-    const u32 scales = a_stage + kTileRows * C.block_k;
-    const int k = step * C.block_k;
-    const bool valid_k = C.size_k % C.block_k == 0 || k + load_chunk * 16 < C.size_k;
-    // kLoadRows is a multiple of 8, so the swizzle of load_row + i * kLoadRows is that of load_row.
-#pragma unroll
-    for (int i = 0; i < kALoads; ++i) {
-      if (C.block_m % kLoadRows != 0 && load_row + i * kLoadRows >= C.block_m) continue;
-      const bool valid = a_valid[i] && valid_k;
-      cp_async_16(a_stage + store + i * kLoadRows * C.block_k,
-                  a_base + (valid ? static_cast<i64>(a_offset[i]) * 16 + k : 0), valid);
-    }
-#pragma unroll
-    for (int i = 0; i < kBLoads; ++i) {
-      const int r = load_row + i * kLoadRows;
-      const bool valid = valid_k && column_valid(r);
-      const i64 rows = weight_row(r) - weight_row(load_row);
-      cp_async_16(b_stage + store + i * kLoadRows * C.block_k,
-                  w_base + (valid ? rows * C.size_k + k : 0), valid);
-    }
-#pragma unroll
-    for (int i = 0; i < kScaleLoads; ++i) {
-      const int item = thread + i * kThreads;
-      if (item >= kTileRows * kWords) break;
-      const int word = step * kWords + item % kWords;
-      const bool valid = scale_valid[i] && (kWords == 1 || word < kScalePitch / 4);
-      cp_async_4(scales + item * 4, scale_source[i] + (valid ? word * 4 : 0), valid);
-    }
-  };
+  Tile tile;
+  if (!tile.find(params, tile_rows)) return;
 
   float acc[kMTiles][kNTiles][4] = {};
 
@@ -197,11 +79,11 @@ __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params p
   };
   // A word of scales of tile row `r`.
   const auto scales_of = [&](u32 stage, int r, int word) {
-    return load_shared_u32(stage + kTileRows * C.block_k + (r * kWords + word) * 4);
+    return load_shared_u32(stage + Tile::kTileRows * C.block_k + (r * kWords + word) * 4);
   };
 
   // Row tiles of this warp that hold a row. A warp with all of them runs code without the test.
-  const int active_m = (num_rows - warp_m * 16 + kRowStride - 1) / kRowStride;
+  const int active_m = (tile.num_rows - warp_m * 16 + kRowStride - 1) / kRowStride;
   constexpr bool kMayBePartial = C.block_m > 16;
 
   const auto compute_native = [&]<bool kAll>(u32 stage, int word) {
@@ -286,7 +168,7 @@ __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params p
 
 #pragma unroll
   for (int s = 0; s < C.num_stages - 1; ++s) {
-    if (s < kNumSteps) load(s, s);
+    if (s < kNumSteps) tile.load(s, smem_base + s * mx_stage_bytes(C));
     cp_async_commit();
   }
   int read_stage = 0;
@@ -294,7 +176,9 @@ __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params p
   for (int step = 0; step < kNumSteps; ++step) {
     cp_async_wait<C.num_stages - 2>();
     __syncthreads();
-    if (step + C.num_stages - 1 < kNumSteps) load(step + C.num_stages - 1, write_stage);
+    if (step + C.num_stages - 1 < kNumSteps) {
+      tile.load(step + C.num_stages - 1, smem_base + write_stage * mx_stage_bytes(C));
+    }
     cp_async_commit();
     const u32 stage = smem_base + read_stage * mx_stage_bytes(C);
     const auto compute = [&]<bool kAll>() {
@@ -322,17 +206,17 @@ __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params p
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = warp_m * 16 + m * kRowStride + lane / 4 + half * 8;
-      if (r >= num_rows) continue;
+      if (r >= tile.num_rows) continue;
       const i64 row = static_cast<i64>(tile.first + r) * kOutColumns;
 #pragma unroll
       for (int n = 0; n < kNTiles; n += kFused ? 2 : 1) {
         const int tile_column = first_column + n * 8;
-        const int column = column0 + (kFused ? tile_column / 2 : tile_column) + lane % 4 * 2;
-        if (kOutColumns % kTileColumns != 0 && column >= kOutColumns) continue;
+        const int column = tile.column0 + (kFused ? tile_column / 2 : tile_column) + lane % 4 * 2;
+        if (kOutColumns % Tile::kTileColumns != 0 && column >= kOutColumns) continue;
         const float x0 = acc[m][n][half * 2];
         const float x1 = acc[m][n][half * 2 + 1];
         if constexpr (C.output == Output::partial) {
-          *reinterpret_cast<float2*>(static_cast<float*>(p.out) + row + column) =
+          *reinterpret_cast<float2*>(static_cast<float*>(params.gemm.out) + row + column) =
               make_float2(x0, x1);
         } else {
           u32 packed = 0;
@@ -342,7 +226,7 @@ __global__ void __launch_bounds__(num_threads(C)) mxfp8_gemm(const Mxfp8Params p
           } else {
             packed = pack_bf16(x0, x1);
           }
-          *reinterpret_cast<u32*>(static_cast<u16*>(p.out) + row + column) = packed;
+          *reinterpret_cast<u32*>(static_cast<u16*>(params.gemm.out) + row + column) = packed;
         }
       }
     }

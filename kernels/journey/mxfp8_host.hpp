@@ -12,19 +12,20 @@
 
 namespace moetune {
 
-// How an architecture multiplies 32 of K.
+// How 32 of K are multiplied.
 enum class Mxfp8Path {
-  native,   // sm_120: an mma that takes the scales
-  scaled,   // sm_89: an mma of e4m3, scaled in fp32
-  widened,  // others: the same, of operands widened to f16, for their mma takes no e4m3
+  native,         // sm_120: an mma that takes the scales
+  tensor_memory,  // sm_100: tcgen05.mma, which takes them from tensor memory
+  scaled,         // sm_89: an mma of e4m3, scaled in fp32
+  widened,  // sm_90, sm_100: the same, of operands widened to f16, for mma takes no e4m3 there
 };
-Mxfp8Path mxfp8_path(const Gpu& gpu);
 std::string_view to_string(Mxfp8Path path);
+Mxfp8Path mxfp8_path(const Gpu& gpu, const Mxfp8Config& config);
 
-// The legal points of GEMM1 (with SwiGLU in its epilogue) or GEMM2 on `gpu`: at most some 25, few
+// The space of GEMM1 (with SwiGLU in its epilogue) or GEMM2 on `gpu`: some 25 points are legal, few
 // enough to try all. problem.dtype is not looked at.
 SearchSpace mxfp8_space(const Gpu& gpu, const Problem& problem, Stage stage);
-GemmConfig mxfp8_config(const Problem& problem, Stage stage, const Point& point);
-KernelSource mxfp8_gemm_kernel(const GemmConfig& config);
+Mxfp8Config mxfp8_config(const Problem& problem, Stage stage, const Point& point);
+KernelSource mxfp8_gemm_kernel(const Mxfp8Config& config);
 
 }  // namespace moetune

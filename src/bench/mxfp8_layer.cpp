@@ -29,7 +29,7 @@ int narrow(std::int64_t value) {
 int index_of(Stage stage) {
   return stage == Stage::gemm1 ? 0 : 1;
 }
-int tile_columns(const GemmConfig& c) {
+int tile_columns(const Mxfp8Config& c) {
   return c.output == Output::swiglu ? c.block_n / 2 : c.block_n;
 }
 double mx_bytes(double rows, double columns) {
@@ -163,7 +163,7 @@ void Mxfp8Layer::make_reference_output() {
   layer_.stream().synchronize();  // before what the judge holds goes
 }
 
-Mxfp8Layer::Gemm Mxfp8Layer::load(Stage stage, const GemmConfig& config) {
+Mxfp8Layer::Gemm Mxfp8Layer::load(Stage stage, const Mxfp8Config& config) {
   const auto cubin = must_compile(compiler_, mxfp8_gemm_kernel(config));
   const CompiledKernel& compiled = cubin->kernels.front();
   const std::string defect = resource_defect(compiled, cubin->log, num_threads(config));
@@ -201,7 +201,7 @@ void Mxfp8Layer::set_up(Stage stage, const Gemm& gemm) {
 
 void Mxfp8Layer::enqueue_gemm(Stage stage, const Gemm& gemm, int routing) {
   const bool first = stage == Stage::gemm1;
-  const GemmConfig& c = gemm.config;
+  const Mxfp8Config& c = gemm.config;
   const Sorted& sorted = batch_->routings[static_cast<std::size_t>(routing)].sorted;
   const Quantised& w = first ? w13_ : w2_;
   Mxfp8Params p{};
@@ -270,15 +270,18 @@ Deviation Mxfp8Layer::compare_stage(Stage stage, const Gemm& gemm) {
                  first ? s.intermediate_size : s.hidden_size);
 }
 
-Deviation Mxfp8Layer::check(Stage stage, const GemmConfig& config) {
+Deviation Mxfp8Layer::check(Stage stage, const Mxfp8Config& config) {
   return compare_stage(stage, load(stage, config));
+}
+
+std::string_view Mxfp8Layer::path(const Gemm& gemm) const {
+  return to_string(mxfp8_path(gpu_, gemm.config));
 }
 
 Mxfp8Product Mxfp8Layer::tune(Stage stage) {
   const LayerShape& s = problem_.shape;
   Mxfp8Product product;
   product.what = to_string(stage);
-  product.path = to_string(mxfp8_path(gpu_));
   product.num_tokens = batch_->problem.num_tokens;
   const auto slots = static_cast<double>(batch_->num_slots());
   const bool first = stage == Stage::gemm1;
@@ -314,6 +317,7 @@ Mxfp8Product Mxfp8Layer::tune(Stage stage) {
           time_graph(graph, layer_.stream(),
                      {.num_calls = kBenchRoutings, .stop_above_us = stop_above_us}, stopped);
       if (stopped || (best && timing.median_us >= product.timing.median_us)) continue;
+      product.path = path(gemm);
       best = std::move(gemm);
       product.timing = timing;
       product.point = point.key();
@@ -334,7 +338,8 @@ Mxfp8Product Mxfp8Layer::measure() {
   const Problem& problem = batch_->problem;
   Mxfp8Product product;
   product.what = "layer";
-  product.path = to_string(mxfp8_path(gpu_));
+  product.path = path(*best_[0]);
+  if (path(*best_[1]) != product.path) product.path += fmt::format(" and {}", path(*best_[1]));
   product.num_tokens = problem.num_tokens;
   product.flops = layer_flops(problem);
   product.bytes = mx_bytes(expected_active_experts(s, problem.num_tokens) * 3 *

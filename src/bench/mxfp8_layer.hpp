@@ -37,7 +37,7 @@ class Mxfp8Layer {
   // Runs a GEMM of this configuration alone, its output poisoned before, and compares every element
   // with the judge's. config.output may be Output::partial for GEMM2: fp32. Throws Error(failed)
   // for a kernel that does not compile or does not fit, naming the rule.
-  Deviation check(Stage stage, const GemmConfig& config);
+  Deviation check(Stage stage, const Mxfp8Config& config);
   // Tries all points of a stage. Throws Error(failed) where none is right.
   Mxfp8Product tune(Stage stage);
   // The whole layer with each stage's best point, which tune() found; with its errors against the
@@ -50,12 +50,12 @@ class Mxfp8Layer {
     Buffer judge_scales;  // as the judge reads them: fp32 [rows, columns / 32]
   };
   struct Gemm {
-    GemmConfig config{};
+    Mxfp8Config config{};
     GemmStep step;
     std::unique_ptr<Module> module;
   };
 
-  Gemm load(Stage stage, const GemmConfig& config);
+  Gemm load(Stage stage, const Mxfp8Config& config);
   // Sorts for `gemm` all routings and, for GEMM2, packs the judge's activation as routing 0 has it.
   void set_up(Stage stage, const Gemm& gemm);
   void enqueue_gemm(Stage stage, const Gemm& gemm, int routing);
@@ -68,6 +68,7 @@ class Mxfp8Layer {
                      std::int64_t columns, bool for_judge) const;
   Matrix judged(const Quantised& tensor) const;
   void make_reference_output();
+  std::string_view path(const Gemm& gemm) const;
   LaunchShape shape(std::int64_t grid, unsigned threads) const;
 
   Gpu gpu_;

@@ -1,6 +1,9 @@
 #include "report/mxfp8_report.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <set>
 
 #include "core/mxfp8.hpp"
 #include "report/summary.hpp"
@@ -49,6 +52,8 @@ std::string mxfp8_text(const BenchRun& run, std::span<const Mxfp8Row> rows,
       "up, for 32 values\ncopy: of as many bytes, read and written\n\n{}",
       run.gpu.name, run.gpu.driver, to_string(run.routing), run.seed, table.text());
   if (products.empty()) return text;
+  std::set<std::string> paths;
+  for (const Mxfp8Product& product : products) paths.insert(product.path);
   TextTable timed({"<model", "tokens", "<product", "median us", "TFLOP/s", "GB/s", "rel_err",
                    "vs bf16", "points", "wrong", "<best point"});
   for (const Mxfp8Product& product : products) {
@@ -66,7 +71,7 @@ std::string mxfp8_text(const BenchRun& run, std::span<const Mxfp8Row> rows,
                     "and the activation, both GEMMs, weighted sum\nrel_err: against fp32 products "
                     "of the same MXFP8 values; vs bf16: against the layer before quantisation\n\n"
                     "{}",
-                    products.front().path, timed.text());
+                    fmt::join(paths, "; "), timed.text());
 }
 
 Json mxfp8_row_json(const BenchRun& run, const Mxfp8Row& row) {

@@ -84,18 +84,51 @@ TEST_CASE("mxfp8 report: bytes, rates and the share of a copy's") {
                      {40, 39, 41, 20, 0}, 0.026};
   CHECK(mxfp8_bytes(row) == 8192.0 * 4096 * 3.03125);
   const std::vector<Mxfp8Row> rows = {row};
-  const auto json = mxfp8_json(run, rows).at("rows").at(0);
+  const auto json = mxfp8_json(run, rows, {}).at("rows").at(0);
   CHECK(json.at("share_of_copy").get<double>() == doctest::Approx(0.8));
   CHECK(json.at("gbps").get<double>() == doctest::Approx(8192.0 * 4096 * 3.03125 / 50e3));
-  CHECK(mxfp8_text(run, rows).find("80.0") != std::string::npos);
+  CHECK(mxfp8_text(run, rows, {}).find("80.0") != std::string::npos);
+}
+
+TEST_CASE("mxfp8 report: products with rates, errors, path and point; a layer has no point") {
+  BenchRun run;
+  run.gpu = known_gpu("h200");
+  Mxfp8Product gemm;
+  gemm.model = "mixtral-8x7b";
+  gemm.num_tokens = 2048;
+  gemm.what = "gemm2";
+  gemm.path = "some path";
+  gemm.point = "BLOCK_SIZE_M=64";
+  gemm.num_points = 12;
+  gemm.flops = 3e11;
+  gemm.bytes = 2e9;
+  gemm.timing.median_us = 1000;
+  gemm.rel_err = 0.0017;
+  Mxfp8Product layer = gemm;
+  layer.what = "layer";
+  layer.bf16_err = 0.075;
+  const std::vector<Mxfp8Product> products = {gemm, layer};
+  const auto json = mxfp8_json(run, {}, products).at("rows");
+  CHECK(json.at(0).at("kind") == "mxfp8");
+  CHECK(json.at(0).at("tflops").get<double>() == doctest::Approx(300));
+  CHECK(json.at(0).at("gbps").get<double>() == doctest::Approx(2000));
+  CHECK(json.at(0).at("point") == "BLOCK_SIZE_M=64");
+  CHECK(json.at(0).at("bf16_err").is_null());
+  CHECK(json.at(1).at("point").is_null());
+  CHECK(json.at(1).at("bf16_err") == 0.075);
+  const std::string text = mxfp8_text(run, {}, products);
+  for (const char* part : {"some path", "300.0", "2000", "0.00170", "0.07500", "BLOCK_SIZE_M=64"})
+    CHECK(text.find(part) != std::string::npos);
 }
 
 TEST_CASE("mxfp8: the kernel compiles for every architecture that has e4m3, without spilling") {
   for (const char* arch : {"sm_89", "sm_90a", "sm_100a", "sm_120a"}) {
     CAPTURE(arch);
-    const Cubin cubin = compile(mxfp8_kernels(), arch, embedded_journey());
-    CHECK(cubin.error == "");
-    for (const CompiledKernel& kernel : cubin.kernels) CHECK(kernel.resources.stack_bytes == 0);
+    for (const std::int64_t columns : {4096, 2880}) {  // without and with padded scales
+      const Cubin cubin = compile(mxfp8_kernels(columns), arch, embedded_journey());
+      CHECK(cubin.error == "");
+      for (const CompiledKernel& kernel : cubin.kernels) CHECK(kernel.resources.stack_bytes == 0);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // Source: OCP Microscaling Formats (MX) Specification 1.0. Scales are rounded up where the
 // specification's recipe rounds down, so that no value is clipped. sm_89 and later.
 #include "common/ptx.cuh"
+#include "journey/mxfp8_config.hpp"
 
 namespace moetune_journey {
 
@@ -17,10 +18,31 @@ __device__ __forceinline__ int scale_byte(u32 amax) {
   return max(0, static_cast<int>(amax >> 7) - 8 + ((amax & 0x7f) > 0x60 ? 1 : 0));
 }
 
-// out [count] e4m3 and scales [count / 32] e8m0 of `in` [count] bf16, finite; count is a multiple
-// of 32, and rows are a multiple of 32 long. Grid: count / (8 kUnroll kThreads), rounded up.
+// Scale number `block` of all rows' goes to its row; the row's last one is followed by the zeros
+// that pad it.
+template <int kRow>
+__device__ __forceinline__ void store_scale(u8* scales, i64 block, u8 byte) {
+  constexpr int kBlocks = kRow / kMxBlockK;
+  constexpr int kPitch = mx_scale_pitch(kRow);
+  if constexpr (kBlocks == kPitch) {
+    scales[block] = byte;
+  } else {
+    const i64 row = block / kBlocks;
+    const int column = static_cast<int>(block - row * kBlocks);
+    u8* const target = scales + row * kPitch + column;
+    *target = byte;
+    if (column < kBlocks - 1) return;
+    for (int i = 1; i <= kPitch - kBlocks; ++i) target[i] = 0;
+  }
+}
+
+// out [count] e4m3 and scales [rows, mx_scale_pitch(kRow)] e8m0 of `in` [count] bf16, finite: rows
+// of kRow, a multiple of 32. Grid: count / (8 kUnroll kThreads), rounded up.
+template <int kRow>
 __global__ void __launch_bounds__(kThreads)
     quantise_mxfp8(const u16* in, i64 count, u8* out, u8* scales) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const i64 first = (static_cast<i64>(blockIdx.x) * kUnroll * kThreads + threadIdx.x) * 8;
   uint4 v[kUnroll];
 #pragma unroll
@@ -40,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     if (at >= count) continue;  // all lanes of a block of 32 alike; the shuffle is behind
     const int byte = scale_byte(amax);
     const float inverse = __uint_as_float(static_cast<u32>(254 - byte) << 23);
-    if (threadIdx.x % kLanes == 0) scales[at / 32] = static_cast<u8>(byte);
+    if (threadIdx.x % kLanes == 0) store_scale<kRow>(scales, at / kMxBlockK, static_cast<u8>(byte));
     const uint2 packed =
         make_uint2(pack_e4m3(bf16_low(v[i].x) * inverse, bf16_high(v[i].x) * inverse) |
                        pack_e4m3(bf16_low(v[i].y) * inverse, bf16_high(v[i].y) * inverse) << 16,

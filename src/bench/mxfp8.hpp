@@ -1,4 +1,4 @@
-// Times the MXFP8 quantise kernel, after comparing it bit by bit with the definition on the host.
+// The MXFP8 quantise kernel: compared bit by bit with the definition on the host, and timed.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,34 @@
 
 namespace moetune {
 
-KernelSource mxfp8_kernels();  // sm_89 and later
+KernelSource mxfp8_kernels(std::int64_t columns);  // sm_89 and later; a multiple of 32
+
+// Throws Error(device) on a GPU that has no e4m3.
+void check_mxfp8(const Gpu& gpu);
+
+// Quantises rows of one length: bf16 [rows, columns] to e4m3 values and e8m0 scales
+// [rows, scale_pitch()], padded with zeros.
+class Mxfp8Quantiser {
+ public:
+  // `compiler` is of embedded_journey()'s files. Throws Error(failed) for a kernel that does not
+  // compile.
+  Mxfp8Quantiser(std::int64_t columns, Compiler& compiler);
+
+  std::int64_t scale_pitch() const { return scale_pitch_; }
+  // `overlap` as in LaunchShape.
+  void enqueue(const Stream& stream, const void* in, std::int64_t rows, void* out, void* scales,
+               bool overlap = false) const;
+  // Compares `num_rows` rows from `first_row` on with the host's; returns their error. Throws
+  // Error(failed) naming the first difference. The stream has been waited for.
+  double check(const Buffer& in, const Buffer& out, const Buffer& scales, std::int64_t first_row,
+               std::int64_t num_rows) const;
+
+ private:
+  std::int64_t columns_;
+  std::int64_t scale_pitch_;
+  std::unique_ptr<Module> module_;
+  cudaKernel_t kernel_ = nullptr;
+};
 
 class Mxfp8Bench {
  public:
@@ -20,17 +47,12 @@ class Mxfp8Bench {
   // Quantises normal numbers [row.rows, row.columns]; fills timing, copy and rel_err. Throws
   // Error(input) for rows that are no multiple of 32 long, Error(failed) for a wrong result, and
   // Error(device) where memory is missing.
-  void measure(Mxfp8Row& row, std::uint64_t seed) const;
+  void measure(Mxfp8Row& row, std::uint64_t seed);
 
  private:
-  void quantise(const void* in, std::int64_t count, void* out, void* scales) const;
-  // Compares `count` values from `first` on with the host's; returns their error.
-  double check(const Buffer& in, const Buffer& out, const Buffer& scales, std::int64_t first,
-               std::int64_t count) const;
-
   Stream stream_;
+  Compiler compiler_;  // of the quantise kernels
   std::unique_ptr<Module> judge_;
-  std::unique_ptr<Module> kernels_;
 };
 
 }  // namespace moetune

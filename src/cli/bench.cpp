@@ -214,8 +214,10 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
       ->excludes("--journey")
       ->group("Techniques");
   command
-      ->add_flag("--mxfp8", options->mxfp8,
-                 "Quantising a layer's inputs to MXFP8, beside a copy of as many bytes; on a GPU")
+      ->add_flag(
+          "--mxfp8", options->mxfp8,
+          "MXFP8 (e4m3 with a scale for 32 values): quantising beside a copy of as many bytes, "
+          "both GEMMs tuned, and the layer; on a GPU")
       ->excludes("--techniques")
       ->excludes("--serving")
       ->excludes("--journey")

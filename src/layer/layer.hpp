@@ -90,6 +90,10 @@ class Layer {
 
   std::unique_ptr<TokenBatch> make_batch(const Problem& problem, int num_routings);
 
+  // Enqueues what a call begins with: sorts a routing's slots for these steps' tile heights, of
+  // which one may be null. `quantise`: x too, to fp8.
+  void sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
+            int routing);
   // Reserves what a call with these steps needs; not allowed while capturing.
   void prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch);
   // Sorts every routing for these steps' tile heights, and packs the reference's activation as
@@ -107,9 +111,6 @@ class Layer {
   std::int64_t workspace_bytes() const;
 
  private:
-  // `quantise`: x too, to fp8.
-  void sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
-            int routing);
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
   void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
   // For a GEMM2 that adds to the output: has a launch clear it, and says by how many blocks.

@@ -144,7 +144,7 @@ TEST_CASE(
     MESSAGE("skipped: the GPU has no e4m3");
     return;
   }
-  const Mxfp8Bench bench(gpu, "");
+  Mxfp8Bench bench(gpu, "");
   for (const auto& [rows, columns] : {std::pair<std::int64_t, std::int64_t>{1, 32},
                                       {3, 96},
                                       {128, 512},

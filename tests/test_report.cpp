@@ -169,8 +169,8 @@ TEST_CASE("summary text: a measured search") {
      1  M16    M32 FP8      50.0         100.0    2.00x  0.00310  measured
     64  M16    M32 FP8     100.0          50.0    0.50x  0.00310  measured  tie
 M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,
-C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, GATHER0: rows are packed first;
-left out: G1, SK1, C1, B1, O0 and switches that are off
+C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, SUMS: FUSE_COMBINE,
+GATHER0: rows are packed first; left out: G1, SK1, C1, B1, O0 and switches that are off
 kernel variant: portable
 tie: another plan's time was within noise of this one's
 

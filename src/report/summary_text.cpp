@@ -18,7 +18,7 @@ struct Short {
   int silent;
 };
 constexpr int kNever = -1;
-constexpr std::array<Short, 14> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
+constexpr std::array<Short, 15> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"BLOCK_SIZE_N", "N", kNever},
                                            {"BLOCK_SIZE_K", "K", kNever},
                                            {"NUM_WARPS", "W", kNever},
@@ -27,6 +27,7 @@ constexpr std::array<Short, 14> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"ORDER", "O", 0},
                                            {"SPLIT_K", "SK", 1},
                                            {"FUSE_SWIGLU", "FUSED", 0},
+                                           {"FUSE_COMBINE", "SUMS", 0},
                                            {"FP8", "FP8", 0},
                                            {"PING_PONG", "PINGPONG", 0},
                                            {"CLUSTER_SIZE", "C", 1},
@@ -34,8 +35,8 @@ constexpr std::array<Short, 14> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"GATHER", "GATHER", 1}}};
 constexpr std::string_view kLegend =
     "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,\n"
-    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, GATHER0: rows are packed first;\n"
-    "left out: G1, SK1, C1, B1, O0 and switches that are off\n";
+    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, SUMS: FUSE_COMBINE,\n"
+    "GATHER0: rows are packed first; left out: G1, SK1, C1, B1, O0 and switches that are off\n";
 
 std::string step_text(const Plan& plan, std::string_view op, bool with_variant) {
   const Step* step = plan.find(op);

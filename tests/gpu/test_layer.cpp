@@ -278,11 +278,16 @@ TEST_CASE("layer: many tokens are sorted by several blocks and give the same res
   EvaluatorOptions options;
   options.num_routings = 1;
   const auto evaluator = make_device_evaluator(0, problem, options);
-  const Trial trial = evaluator->evaluate(
-      {Stage::layer, problem.num_tokens, reference_plan(gpu, problem), 0, false});
-  CAPTURE(trial.reason);
-  CHECK(trial.status == TrialStatus::ok);
-  CHECK(trial.rel_err <= 0.006);
+  for (const int fuse_combine : {0, 1}) {  // 1: those blocks clear the output too
+    if (fuse_combine == 1 && gpu.cc() < 90) continue;
+    CAPTURE(fuse_combine);
+    Plan plan = reference_plan(gpu, problem);
+    plan.steps[1].point.set("FUSE_COMBINE", fuse_combine);
+    const Trial trial = evaluator->evaluate({Stage::layer, problem.num_tokens, plan, 0, false});
+    CAPTURE(trial.reason);
+    CHECK(trial.status == TrialStatus::ok);
+    CHECK(trial.rel_err <= 0.006);
+  }
 }
 
 TEST_CASE("layer: it reserves what workspace_bytes() says, and its batch the quantised input") {

@@ -1,9 +1,6 @@
 #include "tune/race.hpp"
 
 #include <algorithm>
-#include <array>
-#include <map>
-#include <string>
 #include <utility>
 
 #include "report/summary.hpp"
@@ -19,96 +16,107 @@ constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the o
 constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is known what follows it
 
 // Starts compiling up to kAhead candidates from `position` of the queue on, as far as the
-// allowance may reach, then what may come after the queue (unless the journal knows all of that),
-// then the first of the later stage's.
+// allowance may reach, then what may come after the queue (unless the journal knows all of that).
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
-                   std::uint64_t num_allowed, Proposals* later) {
-  const auto top_up = [&](Proposals& of, std::size_t end) {
-    std::vector<Request> requests;
-    end = std::min(end, of.queue.size());
-    for (; of.num_prefetched < end; ++of.num_prefetched) {
-      requests.push_back({.stage = of.stage(),
-                          .num_tokens = of.num_tokens(),
-                          .plan = of.plan(of.queue[of.num_prefetched]),
-                          .is_later = &of == later});
-    }
-    runner.prefetch(requests);
-  };
+                   std::uint64_t num_allowed, bool is_later) {
   const auto reach = static_cast<std::size_t>(std::min<std::uint64_t>(kAhead, num_allowed));
   const bool is_new = proposals.num_prefetched == 0;
-  top_up(proposals, position + reach);
-  const auto is_open = [&](const Candidate& candidate) {
-    return !runner.is_known({.stage = proposals.stage(),
-                             .num_tokens = proposals.num_tokens(),
-                             .plan = proposals.plan(candidate)},
-                            0);
+  const auto request = [&](Plan plan) {
+    return Request{.stage = proposals.stage(),
+                   .num_tokens = proposals.num_tokens(),
+                   .plan = std::move(plan),
+                   .is_later = is_later};
   };
-  if (is_new && std::ranges::any_of(proposals.queue, is_open)) {
-    std::vector<Request> requests;
-    for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
-      // Thorough: perhaps nobody asks, so no GPU shall look at it ahead.
-      requests.push_back({.stage = proposals.stage(),
-                          .num_tokens = proposals.num_tokens(),
-                          .plan = std::move(plan),
-                          .thorough = true});
-    }
-    runner.prefetch(requests);
+  std::vector<Request> requests;
+  const std::size_t end = std::min(position + reach, proposals.queue.size());
+  for (; proposals.num_prefetched < end; ++proposals.num_prefetched) {
+    requests.push_back(request(proposals.plan(proposals.queue[proposals.num_prefetched])));
   }
-  const std::size_t waiting =
-      proposals.num_prefetched - std::min(proposals.num_prefetched, position);
-  if (later != nullptr && waiting < reach) top_up(*later, reach - waiting);
+  runner.prefetch(requests);
+  const auto is_open = [&](const Candidate& candidate) {
+    return !runner.is_known(request(proposals.plan(candidate)), 0);
+  };
+  if (!is_new || is_later || std::ranges::none_of(proposals.queue, is_open)) return;
+  requests.clear();
+  for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
+    // Perhaps nobody asks: compiled when nothing else waits, and thorough, so that no GPU looks at
+    // it ahead.
+    requests.push_back(request(std::move(plan)));
+    requests.back().is_later = true;
+    requests.back().thorough = true;
+  }
+  runner.prefetch(requests);
 }
 
 }  // namespace
 
-std::vector<Trial> race(Runner& runner, Proposals& proposals, std::span<const Plan> seeds,
-                        const Allowance& allowance, Proposals* later, bool by_time) {
-  std::vector<Trial> trials;
-  std::map<std::string, std::size_t> seen;
-  std::array<double, 2> best_us{};  // [is_fp8]; 0: none yet
-  const auto request = [&](const Plan& plan) {
-    return Request{.stage = proposals.stage(),
-                   .num_tokens = proposals.num_tokens(),
-                   .plan = plan,
-                   .stop_above_us = by_time ? best_us.at(is_fp8(plan)) * kRaceBand : 0};
-  };
-  const auto look = [&](const Plan& plan) {
-    seen.emplace(plan.key(), trials.size());
-    trials.push_back(runner.run(request(plan), 0));
-    const Trial& trial = trials.back();
-    double& best = best_us.at(is_fp8(plan));
-    if (has_good_time(trial) && (best == 0 || trial.timing.median_us < best)) {
-      best = trial.timing.median_us;
-    }
-  };
-  const auto best_of_both = [&best_us] {
-    const auto [least, most] = std::minmax_element(best_us.begin(), best_us.end());
-    return *least > 0 ? *least : *most;
-  };
-
-  proposals.num_prefetched = 0;  // what was announced for later is wanted now
+Race::Race(Runner& runner, Proposals& proposals, std::vector<Plan> seeds,
+           const Allowance& allowance, bool by_time)
+    : runner_(runner),
+      proposals_(proposals),
+      seeds_(std::move(seeds)),
+      allowance_(allowance),
+      by_time_(by_time) {
+  proposals_.num_prefetched = 0;  // what was announced for later is wanted now
   std::vector<Request> first;
-  for (const Plan& plan : seeds) first.push_back(request(plan));
-  runner.prefetch(first);
-  compile_ahead(runner, proposals, 0, allowance.num_trials, later);
-  for (const Plan& plan : seeds)
-    if (!seen.contains(plan.key())) look(plan);
+  for (const Plan& plan : seeds_) first.push_back(request(plan));
+  runner_.prefetch(first);
+  compile_ahead(runner_, proposals_, 0, allowance_.num_trials, false);
+}
 
-  do {
-    for (std::size_t i = 0; i < proposals.queue.size(); ++i) {
-      const Candidate& candidate = proposals.queue[i];
-      const Plan plan = proposals.plan(candidate);
-      if (!seen.contains(plan.key())) {
-        const bool late = runner.elapsed_s() >= allowance.until_s && trials.size() >= kFewestLooks;
-        const bool spent = late || trials.size() >= allowance.num_trials;
-        if (spent && !runner.is_known(request(plan), 0)) return trials;
-        compile_ahead(runner, proposals, i, allowance.num_trials - trials.size(), later);
-        look(plan);
-      }
-      candidate.strategy->observe(candidate.point, trials[seen.at(plan.key())]);
+Request Race::request(const Plan& plan) const {
+  return {.stage = proposals_.stage(),
+          .num_tokens = proposals_.num_tokens(),
+          .plan = plan,
+          .stop_above_us = by_time_ ? best_us_.at(is_fp8(plan)) * kRaceBand : 0};
+}
+
+void Race::look(const Plan& plan) {
+  const Request wanted = request(plan);
+  if (!runner_.is_known(wanted, 0)) ++num_measured_;
+  seen_.emplace(plan.key(), trials_.size());
+  trials_.push_back(runner_.run(wanted, 0));
+  const Trial& trial = trials_.back();
+  double& best = best_us_.at(is_fp8(plan));
+  if (has_good_time(trial) && (best == 0 || trial.timing.median_us < best)) {
+    best = trial.timing.median_us;
+  }
+}
+
+double Race::best_of_both() const {
+  const auto [least, most] = std::minmax_element(best_us_.begin(), best_us_.end());
+  return *least > 0 ? *least : *most;
+}
+
+// False when the allowance is spent.
+bool Race::look_at_queue() {
+  for (std::size_t i = 0; i < proposals_.queue.size(); ++i) {
+    const Candidate& candidate = proposals_.queue[i];
+    const Plan plan = proposals_.plan(candidate);
+    if (!seen_.contains(plan.key())) {
+      const bool late = runner_.elapsed_s() >= allowance_.until_s && trials_.size() >= kFewestLooks;
+      const bool spent = late || trials_.size() >= allowance_.num_trials;
+      if (spent && !runner_.is_known(request(plan), 0)) return false;
+      compile_ahead(runner_, proposals_, i, allowance_.num_trials - trials_.size(), false);
+      look(plan);
     }
-  } while (proposals.refill(best_of_both()));
-  return trials;
+    candidate.strategy->observe(candidate.point, trials_[seen_.at(plan.key())]);
+  }
+  return true;
+}
+
+bool Race::next_batch() {
+  for (const Plan& plan : std::exchange(seeds_, {}))
+    if (!seen_.contains(plan.key())) look(plan);
+  if (!look_at_queue() || !proposals_.refill(best_of_both())) return false;
+  const std::uint64_t num_allowed =
+      allowance_.num_trials - std::min<std::uint64_t>(allowance_.num_trials, trials_.size());
+  compile_ahead(runner_, proposals_, 0, num_allowed, false);
+  return true;
+}
+
+void announce(Runner& runner, Proposals& later) {
+  compile_ahead(runner, later, 0, kAhead, true);
 }
 
 }  // namespace moetune

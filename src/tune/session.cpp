@@ -25,6 +25,12 @@ constexpr double kLayerBand = 1.03;
 
 using Pair = std::array<Proposals, 2>;
 
+// A stage's first looks.
+struct Looks {
+  std::vector<Trial> trials;
+  std::uint64_t num_measured = 0;  // that no journal knew
+};
+
 std::size_t place(Stage stage) {
   return stage == Stage::gemm1 ? 0 : 1;
 }
@@ -60,7 +66,8 @@ class Session {
   void write();
   std::optional<Table> table_on_disk() const;
   Plan known_plan(std::int64_t num_tokens) const;
-  std::vector<Trial> tune_stage(Proposals& proposals, Proposals* later, const Plan& reference);
+  std::array<Looks, 2> race_stages(Pair& proposals, const Plan& reference);
+  std::vector<Trial> tune_stage(const Proposals& proposals, Looks looks);
   std::optional<TableEntry> tune_layer(const Pair& proposals, const Plan& reference,
                                        const std::array<std::vector<Trial>, 2>& finals);
   std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
@@ -108,21 +115,26 @@ void Session::begin_next(Stage stage, const std::vector<Trial>& looks) {
 void Session::run() {
   propose(0);
   for (const Stage stage : {Stage::gemm1, Stage::gemm2}) begin_next(stage, {});
-  std::optional<Proposals> first = next_[0].get();
+  Pair proposals{next_[0].get(), next_[1].get()};
   for (std::size_t i = 0; i < settings_.token_counts.size(); ++i) {
     const std::int64_t num_tokens = settings_.token_counts[i];
     num_left_ = settings_.token_counts.size() - i;
-    Pair proposals{*std::move(first), next_[1].get()};
     propose(i + 1);
     Problem problem = problem_;
     problem.num_tokens = num_tokens;
     const Plan reference = settings_.reference(evaluator_.gpu(), problem);
+    std::array<Looks, 2> looks = race_stages(proposals, reference);
+    // What comes after the layers compiles while the finals and they are measured, and other GPUs
+    // look at it.
+    std::optional<Pair> next;
+    if (next_[0].valid()) {
+      next.emplace(Pair{next_[0].get(), next_[1].get()});
+      for (Proposals& later : *next) announce(runner_, later);
+    }
     std::array<std::vector<Trial>, 2> finals;
-    finals[0] = tune_stage(proposals[0], &proposals[1], reference);
-    // What comes after the layers compiles while they are measured, and other GPUs look at it.
-    first = next_[0].valid() ? std::optional(next_[0].get()) : std::nullopt;
-    finals[1] = tune_stage(proposals[1], first ? &*first : nullptr, reference);
+    for (std::size_t s = 0; s < 2; ++s) finals[s] = tune_stage(proposals[s], std::move(looks[s]));
     const std::optional<TableEntry> entry = tune_layer(proposals, reference, finals);
+    if (next) proposals = *std::move(next);
     if (!entry) {
       result_.missing.push_back(num_tokens);
       listener_.note(
@@ -167,33 +179,57 @@ Plan Session::known_plan(std::int64_t num_tokens) const {
   return before_->entries.at(num_tokens).plan;
 }
 
-std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
-                                       const Plan& reference) {
-  const Stage stage = proposals.stage();
-  const std::int64_t num_tokens = proposals.num_tokens();
-  std::vector<Plan>& winners = winners_[place(stage)];
-  const std::size_t first_trial = runner_.trials().size();
-  const std::uint64_t measured_before = num_measured();
-  std::uint64_t to_come = proposals.expected() * (2 * num_left_ - place(stage));
-  if (settings_.budget.num_trials > 0) {
-    to_come = std::min(to_come, settings_.budget.num_trials - num_looks_);
-  }
-  listener_.stage_started(stage, num_tokens, first_trial + to_come);
-  for (const std::string& note : proposals.notes()) listener_.note(note);
-  listener_.points_rejected(proposals.rejected());
-  add_rejected(result_.rejected, proposals.rejected());
-
-  std::vector<Plan> seeds;
-  if (const Step* step = reference.find(to_string(stage))) seeds.push_back(Plan{{*step}});
-  for (const Plan& plan : winners)
-    if (proposals.allows(plan.steps.front())) seeds.push_back(plan);
-  const Allowance allowance =
-      share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, stage == Stage::gemm2);
+// The two take turns, batch by batch: one's is compiled while the other's is measured.
+std::array<Looks, 2> Session::race_stages(Pair& proposals, const Plan& reference) {
   // Of energy nothing is known before the layers: until then it is time that decides.
   const bool by_time =
       settings_.objective == Objective::time || settings_.objective == Objective::energy;
-  std::vector<Trial> trials = race(runner_, proposals, seeds, allowance, later, by_time);
-  begin_next(stage, trials);
+  // Half each of what both may spend.
+  Allowance allowance = share(settings_.budget, runner_.elapsed_s(), num_looks_, num_left_, false);
+  allowance.until_s += allowance.until_s - runner_.elapsed_s();
+  std::uint64_t to_come = (proposals[0].expected() + proposals[1].expected()) * num_left_;
+  if (settings_.budget.num_trials > 0) {
+    to_come = std::min(to_come, settings_.budget.num_trials - num_looks_);
+  }
+  const std::uint64_t num_expected = runner_.trials().size() + to_come;
+  std::vector<Race> races;
+  for (Proposals& of_stage : proposals) {
+    const Stage stage = of_stage.stage();
+    listener_.stage_started(stage, of_stage.num_tokens(), num_expected);
+    for (const std::string& note : of_stage.notes()) listener_.note(note);
+    listener_.points_rejected(of_stage.rejected());
+    add_rejected(result_.rejected, of_stage.rejected());
+    std::vector<Plan> seeds;
+    if (const Step* step = reference.find(to_string(stage))) seeds.push_back(Plan{{*step}});
+    for (const Plan& plan : winners_[place(stage)])
+      if (of_stage.allows(plan.steps.front())) seeds.push_back(plan);
+    races.emplace_back(runner_, of_stage, std::move(seeds), allowance, by_time);
+  }
+  std::array<bool, 2> goes_on{true, true};
+  while (goes_on[0] || goes_on[1]) {
+    for (std::size_t s = 0; s < 2; ++s) {
+      if (!goes_on[s]) continue;
+      listener_.stage_started(proposals[s].stage(), proposals[s].num_tokens(), num_expected);
+      goes_on[s] = races[s].next_batch();
+      if (!goes_on[s]) begin_next(proposals[s].stage(), races[s].trials());
+    }
+  }
+  num_looks_ += races[0].trials().size() + races[1].trials().size();
+  return {Looks{races[0].trials(), races[0].num_measured()},
+          Looks{races[1].trials(), races[1].num_measured()}};
+}
+
+std::vector<Trial> Session::tune_stage(const Proposals& proposals, Looks looks) {
+  const Stage stage = proposals.stage();
+  const std::int64_t num_tokens = proposals.num_tokens();
+  listener_.stage_started(stage, num_tokens, 0);
+  std::vector<Plan>& winners = winners_[place(stage)];
+  std::vector<Trial>& trials = looks.trials;
+  const std::size_t first_trial = runner_.trials().size();
+  const std::uint64_t measured_before = num_measured();
+  std::size_t num_trials = trials.size();
+  const bool by_time =
+      settings_.objective == Objective::time || settings_.objective == Objective::energy;
   // After the race: a resumed search finds its own entries in the table, and strategies that learn
   // must decide as they did before.
   const Plan known = known_plan(num_tokens);
@@ -203,9 +239,9 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
                                      [&](const Trial& trial) { return trial.plan == plan; });
     if (is_new && proposals.allows(*step)) {
       trials.push_back(runner_.run({stage, num_tokens, plan, 0, false}, 0));
+      ++num_looks_;
     }
   }
-  num_looks_ += trials.size();
 
   // The reference is measured even where the settings exclude it (FP8 on): it cannot win then.
   std::erase_if(trials,
@@ -222,8 +258,8 @@ std::vector<Trial> Session::tune_stage(Proposals& proposals, Proposals* later,
   winners.clear();
   for (const Trial& trial : finals) winners.push_back(trial.plan);
 
-  const std::size_t num_trials = runner_.trials().size() - first_trial;
-  if (num_measured() > measured_before) {
+  num_trials += runner_.trials().size() - first_trial;
+  if (looks.num_measured > 0 || num_measured() > measured_before) {
     journal_.append(stage_record(proposals, finals, num_trials));
   }
   if (settings_.strategy == "ablation") {

@@ -383,9 +383,10 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
     }
   }
   if (stage != Stage::gemm1) {
-    if (SortParams p{}; !whole && clear_output(gemm2, batch, p) > 0) {
-      launch(stream_, small_.kernel("moetune::clear"), shape(clear_output(gemm2, batch, p), 256),
-             p);
+    SortParams cleared{};  // in a whole layer the sort clears
+    if (const std::int64_t clearing = whole ? 0 : clear_output(gemm2, batch, cleared);
+        clearing > 0) {
+      launch(stream_, small_.kernel("moetune::clear"), shape(clearing, 256), cleared);
     }
     gemm(Stage::gemm2, *gemm2, batch, routing);
     if (gemm2->shape.sums()) return;

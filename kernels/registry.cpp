@@ -6,6 +6,7 @@
 #include "core/text.hpp"
 #include "kernels/hopper/host.hpp"
 #include "kernels/portable/host.hpp"
+#include "kernels/swap_ab/host.hpp"
 #include "kernels/variant.hpp"
 
 namespace moetune {
@@ -23,6 +24,7 @@ const std::vector<std::unique_ptr<Variant>>& variants() {
     std::vector<std::unique_ptr<Variant>> all;
     all.push_back(make_portable());
     all.push_back(make_hopper());
+    all.push_back(swap_ab::make_swap_ab());
     return all;
   }();
   return list;

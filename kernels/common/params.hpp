@@ -46,7 +46,7 @@ struct GemmParams {
   const RowTile* tiles;       // [*num_tiles]
   const int* num_tiles;
   int num_slots;
-  int scale_pitch;   // of packed rows' block scales: num_slots or a little more, a multiple of 4
+  int scale_pitch;   // of packed rows' block scales
   int column_major;  // 1: a column of tiles after the other, 0: by RowTile::group
   int split_k;
   int* tickets;  // persistent kernels: tiles and blocks counted, 0 between launches: [2]
@@ -66,9 +66,11 @@ struct SortParams {
   int num_slots;
   int num_experts;
   int slots_a_block;  // where several blocks sort
-  void* clear;        // set to zero by blocks `clear_from` and on, kClearBytes each; null: nothing
+  // Blocks of a launch, in this order.
+  int sorting;
+  int quantising;
+  void* clear;  // set to zero by the remaining blocks, kClearBytes each
   long long clear_bytes;
-  int clear_from;
 };
 
 struct ActivateParams {
@@ -82,6 +84,8 @@ struct ActivateParams {
   int scale_pitch;       // 0: scales lie by rows
   const int* positions;  // row r goes to rows positions[r * top_k...] of `out`
   int top_k;             // 0: it stays where it is
+  int after_gemm1;       // 1: the next kernel is GEMM2, which may start at once: the tile list it
+                         // reads before it waits was there when GEMM1 let this kernel start
 };
 
 // The weighted sum that ends a layer: out[t] = sum_k weight[t, k] * y[positions[t * top_k + k]].

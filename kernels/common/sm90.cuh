@@ -92,9 +92,23 @@ __device__ __forceinline__ void add_eight_bf16(void* global, uint4 v) {
                : "memory");
 }
 
-// A named barrier (0 is __syncthreads) of one warpgroup.
-__device__ __forceinline__ void warpgroup_sync(int barrier) {
-  asm volatile("bar.sync %0, 128;\n" ::"r"(barrier) : "memory");
+__device__ __forceinline__ void add_four_bf16(void* global, uint2 v) {
+  asm volatile("red.relaxed.gpu.global.add.noftz.v2.bf16x2 [%0], {%1, %2};\n" ::"l"(global),
+               "r"(v.x), "r"(v.y)
+               : "memory");
+}
+
+// A named barrier (0 is __syncthreads) of some warps.
+template <int kThreads>
+__device__ __forceinline__ void warps_sync(int barrier) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+// Transposes an 8x8 matrix of 16-bit elements, of which lane l holds row l / 4, columns l % 4 * 2
+// and the next.
+__device__ __forceinline__ u32 transpose_8x8(u32 two) {
+  u32 transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(two));
+  return transposed;
 }
 
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
@@ -232,6 +246,8 @@ struct Wgmma;
                    : "l"(a), "l"(b), "r"(accumulate));                                             \
     }                                                                                              \
   };
+MOETUNE_WGMMA(8, "%0, %1, %2, %3", "%4", "%5", "%6", "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]))
+MOETUNE_WGMMA(16, MOETUNE_R0, "%8", "%9", "%10", MOETUNE_D(0))
 MOETUNE_WGMMA(32, MOETUNE_R0 ", " MOETUNE_R1, "%16", "%17", "%18", MOETUNE_D(0), MOETUNE_D(8))
 MOETUNE_WGMMA(64, MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3, "%32", "%33", "%34",
               MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24))

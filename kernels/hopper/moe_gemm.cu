@@ -7,9 +7,9 @@
 // between them, each with a barrier that says "full" and one that says "empty".
 //   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
 //   up, and packed activation rows; in a cluster one block does for both. Gathered rows come by
-//   cp.async, all 128 threads taking part (a TMA box a row is several times slower); where an
-//   expert has many, packing them first is faster (results/NVIDIA_H200/notes.md). A packed box that
-//   crosses its expert's end reads the next expert's rows: harmless.
+//   cp.async, all 128 threads taking part (a TMA box a row is several times slower); in bf16,
+//   where an expert has many, packing them first is faster (results/NVIDIA_H200/notes.md). A packed
+//   box that crosses its expert's end reads the next expert's rows: harmless.
 //   Multiply: a warpgroup owns 64 rows. WGMMA reads both operands from shared memory and adds up in
 //   registers. With block scales 128 of K go to a temporary which is scaled into the accumulators,
 //   while the other warpgroups keep the tensor cores busy. 64 rows without a slot are not
@@ -21,42 +21,13 @@
 // DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
 #include "common/params.hpp"
 #include "common/sm90.cuh"
-#include "common/walk.cuh"
+#include "common/tickets.cuh"
 #include "hopper/config.hpp"
 
 namespace moetune {
 
-// The tiles that a block takes: the first by its number, further ones by tickets, so that tiles
-// begin in the order of the walk, however long each takes, and those that share weights or rows
-// find them in L2. A cluster of two walks as one.
 template <HopperConfig C>
-struct Walk {
-  static constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
-  const GemmParams& p;
-  int row_tiles;
-
-  // Gives the block's first tile, if there is one, too: what it needs is read in one go.
-  __device__ __forceinline__ Walk(const GemmParams& params, Tile& tile) : p(params) {
-    const RowTile at = load_row_tile(p, kColumnTiles, first());
-    row_tiles = load_past_l1(p.num_tiles);
-    if (first() < size()) tile = find_tile(p, row_tiles, kColumnTiles, first(), at);
-  }
-  __device__ __forceinline__ int first() const { return blockIdx.x / C.cluster; }
-  __device__ __forceinline__ int blocks() const { return gridDim.x / C.cluster; }
-  __device__ __forceinline__ int size() const { return row_tiles * kColumnTiles; }
-  __device__ __forceinline__ Tile find(int index) const {
-    return find_tile(p, row_tiles, kColumnTiles, index, load_row_tile(p, kColumnTiles, index));
-  }
-  __device__ __forceinline__ int take_ticket() const {
-    return blocks() + add_relaxed(p.tickets, 1);
-  }
-  // This block has its last ticket; the last block of all sets the counters back.
-  __device__ __forceinline__ void leave() const {
-    if (add_relaxed(p.tickets + 1, 1) != blocks() - 1) return;
-    p.tickets[0] = 0;
-    p.tickets[1] = 0;
-  }
-};
+using Walk = TicketWalk<(out_columns(C) + tile_columns(C) - 1) / tile_columns(C), C.cluster>;
 
 // Addresses in shared memory.
 template <HopperConfig C>
@@ -225,7 +196,7 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
       if (step == kFindStep) {
         if constexpr (kGather) {
           if (thread == 0) store_shared(shared.next_index(parity), static_cast<u32>(index));
-          warpgroup_sync(kLoadBarrier);
+          warps_sync<kWarpgroup>(kLoadBarrier);
           index = static_cast<int>(load_shared_u32(shared.next_index(parity)));
         }
         if (index < walk.size()) next = walk.find(index);

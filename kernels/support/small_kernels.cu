@@ -242,14 +242,15 @@ __device__ __forceinline__ void activate_block(const ActivateParams& p, int bloc
 }
 template <Input kInput, Quantise kQuantise>
 __global__ void __launch_bounds__(256) activate(const ActivateParams p) {
+  if (p.after_gemm1) let_next_kernel_start();
   wait_for_previous_kernel();
   let_next_kernel_start();
   activate_block<kInput, kQuantise>(p, blockIdx.x);
 }
 
 // What a GEMM adds to must be zero before it starts.
-__device__ __forceinline__ void clear_block(const SortParams& p) {
-  const i64 first = static_cast<i64>(blockIdx.x - p.clear_from) * kClearBytes;
+__device__ __forceinline__ void clear_block(const SortParams& p, int block) {
+  const i64 first = static_cast<i64>(block) * kClearBytes;
   const int bytes = static_cast<int>(min(p.clear_bytes - first, static_cast<i64>(kClearBytes)));
   for (int at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16) {
     *reinterpret_cast<uint4*>(static_cast<u8*>(p.clear) + first + at) = make_uint4(0, 0, 0, 0);
@@ -258,23 +259,28 @@ __device__ __forceinline__ void clear_block(const SortParams& p) {
 __global__ void __launch_bounds__(256) clear(const SortParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  clear_block(p);
+  clear_block(p, blockIdx.x);
 }
 
-// The first block sorts everything, for some thousand slots; the others quantise rows or clear, so
-// that all takes one launch.
+// What blocks of the first launch do that do not sort.
+template <Quantise kQuantise>
+__device__ __forceinline__ void work_beside_sorting(const SortParams& p,
+                                                    const ActivateParams& rows) {
+  int block = blockIdx.x - p.sorting;
+  if constexpr (kQuantise != Quantise::none) {
+    if (block < p.quantising) return activate_block<Input::bf16, kQuantise>(rows, block);
+    block -= p.quantising;
+  }
+  clear_block(p, block);
+}
+
+// One block sorts everything, for some thousand slots.
 template <Quantise kQuantise>
 __global__ void __launch_bounds__(kMaxThreads)
     sort_small(const SortParams p, const ActivateParams rows) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (p.clear != nullptr && static_cast<int>(blockIdx.x) >= p.clear_from) return clear_block(p);
-  if constexpr (kQuantise != Quantise::none) {
-    if (blockIdx.x > 0) {
-      activate_block<Input::bf16, kQuantise>(rows, blockIdx.x - 1);
-      return;
-    }
-  }
+  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kQuantise>(p, rows);
   __shared__ Sorting s;
   const int num_threads = blockDim.x;
   int experts[kSmallSortLoads];
@@ -305,12 +311,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// Two launches for more. Block b counts its share of the slots by expert (or clears)...
-__global__ void __launch_bounds__(kMaxThreads) sort_count(const SortParams p) {
+// Two launches for more. Block b counts its share of the slots by expert...
+template <Quantise kQuantise>
+__global__ void __launch_bounds__(kMaxThreads)
+    sort_count(const SortParams p, const ActivateParams rows) {
   __shared__ int counts[kMaxExperts];
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (p.clear != nullptr && static_cast<int>(blockIdx.x) >= p.clear_from) return clear_block(p);
+  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kQuantise>(p, rows);
   counts[threadIdx.x] = 0;
   __syncthreads();
   const int end = min(p.num_slots, (static_cast<int>(blockIdx.x) + 1) * p.slots_a_block);

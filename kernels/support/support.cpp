@@ -14,34 +14,33 @@ std::string activate_expression(ActivateInput input, ActivateOutput output) {
   return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
 }
 
-std::string sort_expression(bool quantises, Dtype fp8_dtype) {
-  return fmt::format("moetune::sort_small<moetune::Quantise::{}>", !quantises ? "none"
-                                                                   : fp8_dtype == Dtype::fp8_tensor
-                                                                       ? "tensor"
-                                                                       : "block");
+std::string sort_expression(bool in_one_launch, bool quantises, Dtype fp8_dtype) {
+  return fmt::format("moetune::{}<moetune::Quantise::{}>",
+                     in_one_launch ? "sort_small" : "sort_count",
+                     !quantises                       ? "none"
+                     : fp8_dtype == Dtype::fp8_tensor ? "tensor"
+                                                      : "block");
 }
 
 std::string combine_expression(std::int64_t top_k) {
   return fmt::format("moetune::combine<{}>", top_k);
 }
 
-std::int64_t packed_scale_pitch(std::int64_t rows) {
-  return (rows + 3) / 4 * 4;
-}
-
 std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns) {
-  constexpr std::int64_t kReadBeyond = 512;
-  const std::int64_t groups = (columns + kScaleGroup - 1) / kScaleGroup;
-  return 4 * (packed_scale_pitch(rows) * groups + kReadBeyond);
+  return 4 * rows * ((columns + kScaleGroup - 1) / kScaleGroup);
 }
 
 KernelSource small_kernels(const Problem& problem) {
   const Dtype dtype = problem.dtype;
   KernelSource source{
       "support/small_kernels.cu",
-      {sort_expression(false, dtype), sort_expression(true, dtype), "moetune::sort_count",
-       "moetune::sort_place", "moetune::clear", combine_expression(problem.shape.top_k)},
+      {"moetune::sort_place", "moetune::clear", combine_expression(problem.shape.top_k)},
       {}};
+  for (const bool in_one_launch : {true, false}) {
+    for (const bool quantises : {true, false}) {
+      source.expressions.push_back(sort_expression(in_one_launch, quantises, dtype));
+    }
+  }
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));
   }

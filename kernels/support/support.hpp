@@ -14,15 +14,13 @@ namespace moetune {
 enum class ActivateInput { bf16, gate_up, partial };
 enum class ActivateOutput { bf16, fp8_block, fp8_tensor };
 std::string activate_expression(ActivateInput input, ActivateOutput output);
-// The one-launch sort; in fp8 its further blocks quantise x.
-std::string sort_expression(bool quantises, Dtype fp8_dtype);
+// The sort's only or first launch; in fp8 its further blocks may quantise x.
+std::string sort_expression(bool in_one_launch, bool quantises, Dtype fp8_dtype);
 
 // The weighted sum of top_k rows a token.
 std::string combine_expression(std::int64_t top_k);
 
-// Packed rows' block scales lie by columns of 128, this many floats apart: 16-byte loads need a
-// multiple of 4. The bytes leave room for a load that goes on for a tile's height.
-std::int64_t packed_scale_pitch(std::int64_t rows);
+// Packed rows' block scales lie by columns of 128: fp32 [columns / 128, rows].
 std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns);
 
 // Every kernel of small_kernels.cu that a problem needs, and the reference's.

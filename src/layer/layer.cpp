@@ -159,7 +159,7 @@ std::unique_ptr<TokenBatch> Layer::make_batch(const Problem& problem, int num_ro
     routing.sorted.counts = Buffer(bytes(kSortBlocks * s.num_experts, 4));
     routing.sorted.num_tiles = Buffer(bytes(2, 4));
     for (Buffer& tiles : routing.sorted.tiles) {
-      tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 16), sizeof(RowTile)));
+      tiles = Buffer(bytes(max_row_tiles(batch->num_slots(), s.num_experts, 8), sizeof(RowTile)));
     }
     batch->routings.push_back(std::move(routing));
   }
@@ -212,11 +212,10 @@ void Layer::sort_all(const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& b
   launch(stream_, judge_.kernel("moetune_reference::reference_pack_scales"), LaunchShape{grid, 128},
          scales.get<float>(), positions,
          narrow(static_cast<std::int64_t>(scales.size()) / 4 / batch.num_slots()),
-         static_cast<long long>(packed_scale_pitch(batch.num_slots())),
-         activation_scale_.get<float>());
+         static_cast<long long>(batch.num_slots()), activation_scale_.get<float>());
 }
 
-void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
+void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool begins_call, TokenBatch& batch,
                  int routing) {
   const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
   SortParams p{};
@@ -233,24 +232,26 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, To
   }
   p.num_slots = narrow(batch.num_slots());
   p.num_experts = narrow(problem_.shape.num_experts);
-  const std::int64_t clearing = clear_output(gemm2, batch, p);
-  const ActivateParams x = quantise ? x_rows(*gemm1, batch, routing) : ActivateParams{};
-  if (p.num_slots <= kSmallSortSlots) {
-    const int threads = std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32);
-    const std::int64_t quantising = quantise ? activate_blocks(true, x, threads) : 0;
-    p.clear_from = narrow(1 + quantising);
-    launch(stream_, small_.kernel(sort_expression(quantise, fp8_dtype())),
-           shape(p.clear_from + clearing, static_cast<unsigned>(threads)), p, x);
-    return;
+  const bool in_one_launch = p.num_slots <= kSmallSortSlots;
+  const int threads =
+      in_one_launch ? std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32) : kSortThreads;
+  p.slots_a_block = narrow(std::max<std::int64_t>(
+      kSortThreads, (std::int64_t{p.num_slots} + kSortBlocks - 1) / kSortBlocks));
+  p.sorting = in_one_launch ? 1 : (p.num_slots + p.slots_a_block - 1) / p.slots_a_block;
+  ActivateParams x{};
+  bool quantise = false;
+  if (begins_call) {
+    quantise = gemm1->fp8() && gemm1->shape.gathers;
+    if (quantise) {
+      x = x_rows(*gemm1, batch, routing);
+      p.quantising = narrow(activate_blocks(true, x, threads));
+    }
   }
-  if (quantise) activate(ActivateInput::bf16, true, x);
-  const std::int64_t slots = p.num_slots;
-  p.slots_a_block =
-      narrow(std::max<std::int64_t>(kSortThreads, (slots + kSortBlocks - 1) / kSortBlocks));
-  const std::int64_t grid = (slots + p.slots_a_block - 1) / p.slots_a_block;
-  p.clear_from = narrow(grid);
-  launch(stream_, small_.kernel("moetune::sort_count"), shape(grid + clearing, kSortThreads), p);
-  launch(stream_, small_.kernel("moetune::sort_place"), shape(grid, kSortThreads), p);
+  const std::int64_t clearing = clear_output(gemm2, batch, p);
+  launch(stream_, small_.kernel(sort_expression(in_one_launch, quantise, fp8_dtype())),
+         shape(p.sorting + p.quantising + clearing, static_cast<unsigned>(threads)), p, x);
+  if (in_one_launch) return;
+  launch(stream_, small_.kernel("moetune::sort_place"), shape(p.sorting, kSortThreads), p);
 }
 
 std::int64_t Layer::clear_output(const GemmStep* gemm2, const TokenBatch& batch,
@@ -271,7 +272,7 @@ ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int
   p.columns = narrow(problem_.shape.hidden_size);
   if (!c.gathers) {
     const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
-    p.scale_pitch = narrow(packed_scale_pitch(batch.num_slots()));
+    p.scale_pitch = narrow(batch.num_slots());
     p.positions = sorted.positions.get<int>();
     p.top_k = narrow(problem_.shape.top_k);
   }
@@ -310,7 +311,7 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   p.tiles = sorted.tiles[which].get<RowTile>();
   p.num_tiles = sorted.num_tiles.get<int>() + which;
   p.num_slots = narrow(batch.num_slots());
-  p.scale_pitch = narrow(packed_scale_pitch(batch.num_slots()));
+  p.scale_pitch = narrow(batch.num_slots());
   p.column_major = c.column_major ? 1 : 0;
   p.split_k = c.split_k;
 
@@ -359,9 +360,8 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   const bool whole = stage == Stage::layer;
   if (stage != Stage::gemm2) {
     const Output output = gemm1->shape.output;
-    const bool quantise = gemm1->fp8() && gemm1->shape.gathers;
-    if (whole) sort(gemm1, gemm2, quantise, batch, routing);
-    if (!gemm1->shape.gathers || (quantise && !whole)) {
+    if (whole) sort(gemm1, gemm2, true, batch, routing);
+    if (!gemm1->shape.gathers || (gemm1->fp8() && !whole)) {
       activate(ActivateInput::bf16, gemm1->fp8(), x_rows(*gemm1, batch, routing));
     }
     const bool to_fp8 = (gemm2 != nullptr ? gemm2 : gemm1)->fp8();
@@ -378,7 +378,8 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
       p.rows = narrow(slots);
       p.columns = narrow(s.intermediate_size);
       p.splits = gemm1->shape.split_k;
-      p.scale_pitch = narrow(packed_scale_pitch(slots));
+      p.after_gemm1 = to_fp8 ? 1 : 0;
+      p.scale_pitch = narrow(slots);
       activate(input, to_fp8, p);
     }
   }
@@ -410,12 +411,8 @@ Matrix Layer::result(Stage stage, const GemmStep& last, const TokenBatch& batch)
   if (!last.fp8()) return {activation_.get(), nullptr, Format::bf16, 1, 1};
   const int group =
       fp8_dtype() == Dtype::fp8_block ? kScaleGroup : narrow(problem_.shape.intermediate_size);
-  return {activation_q_.get(),
-          activation_scale_.get<float>(),
-          Format::e4m3,
-          1,
-          group,
-          packed_scale_pitch(batch.num_slots())};
+  return {activation_q_.get(), activation_scale_.get<float>(), Format::e4m3, 1, group,
+          batch.num_slots()};
 }
 
 void Layer::poison() {

@@ -91,8 +91,9 @@ class Layer {
   std::unique_ptr<TokenBatch> make_batch(const Problem& problem, int num_routings);
 
   // Enqueues what a call begins with: sorts a routing's slots for these steps' tile heights, of
-  // which one may be null. `quantise`: x too, to fp8.
-  void sort(const GemmStep* gemm1, const GemmStep* gemm2, bool quantise, TokenBatch& batch,
+  // which one may be null. `begins_call`: and whatever else a call's first launch does, which is
+  // to quantise x where GEMM1 gathers it in fp8.
+  void sort(const GemmStep* gemm1, const GemmStep* gemm2, bool begins_call, TokenBatch& batch,
             int routing);
   // Reserves what a call with these steps needs; not allowed while capturing.
   void prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, TokenBatch& batch);

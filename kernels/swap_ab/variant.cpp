@@ -1,0 +1,202 @@
+// Host half of the swapped grouped GEMM (moe_gemm.cu): space, rules, compilation, time model.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/expected.hpp"
+#include "kernels/swap_ab/host.hpp"
+
+namespace moetune::swap_ab {
+namespace {
+
+using Violation = std::optional<std::string>;
+
+class SwapAb final : public Variant {
+ public:
+  std::string_view name() const override { return "swap_ab"; }
+  std::string_view help() const override {
+    return "WGMMA + TMA grouped GEMM with weights as its M operand, for few rows; sm_90 only";
+  }
+  bool supports(const Gpu& gpu, Dtype) const override { return gpu.cc() == 90; }
+  SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
+                    Fp8Mode fp8) const override;
+  KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
+                      const Point& point) const override;
+  GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const override;
+  double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                    const Point& point) const override;
+};
+
+SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
+  SearchSpace space;
+  std::vector<int> fp8_values{0, 1};
+  if (fp8 == Fp8Mode::off) fp8_values = {0};
+  if (fp8 == Fp8Mode::on) fp8_values = {1};
+  space.parameters = {
+      {"BLOCK_SIZE_M", {8, 16, 32, 64, 128}, 16, "rows (token slots) of a tile"},
+      {"BLOCK_SIZE_N", {64, 128, 256}, 128, "weight rows (output columns) of a tile"},
+      {"NUM_WARPS", {4, 8}, 4, "warps that multiply; one more loads"},
+      {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10, 12, 16, 20}, 5, "stages of 128 bytes of K"},
+      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
+      {"BLOCKS_PER_SM", {1, 2, 3, 4}, 2, "persistent thread blocks on a multiprocessor"}};
+  if (stage == Stage::gemm1) {
+    space.parameters.push_back(
+        {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
+  } else {
+    space.parameters.push_back(fuse_combine());
+  }
+
+  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
+    space.constraints.push_back({name, std::move(violation)});
+  };
+  const auto spare = [&rule, &space](const char* name,
+                                     std::function<Violation(const Point&)> violation) {
+    rule(name, std::move(violation));
+    space.constraints.back().spares_search = true;
+  };
+  rule("chunks", [problem, stage](const Point& p) -> Violation {
+    const Config c = config_of(problem, stage, p);
+    const int at_once = kWarpgroupRows * math_warpgroups(c) * (is_fused(c) ? 2 : 1);
+    if (c.block_n % at_once == 0) return {};
+    return fmt::format("{} warps take {} weight rows at a time", c.num_warps, at_once);
+  });
+  rule("registers", [problem, stage](const Point& p) -> Violation {
+    const Config c = config_of(problem, stage, p);
+    const int registers = std::min(65536 / c.blocks_per_sm / (num_threads(c) + 31) / 8 * 8, 255);
+    const int need = accumulators(c) + c.block_m / 4 + 40;
+    if (need <= registers) return {};
+    return fmt::format("about {} registers a thread are needed, {} there", need, registers);
+  });
+  rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
+    const Config c = config_of(problem, stage, p);
+    const int need = swap_ab::smem_bytes(c);
+    // A block's own 1024 bytes are the driver's.
+    const int allowed =
+        c.blocks_per_sm == 1 ? gpu.smem_per_block : gpu.smem_per_sm / c.blocks_per_sm - 1024;
+    if (need <= allowed) return {};
+    return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
+  });
+  spare("padding", [problem](const Point& p) -> Violation {
+    const double rows = mean_rows(problem);
+    const int block_m = p.at("BLOCK_SIZE_M");
+    if (block_m == 8 || rows + 2 * std::sqrt(rows) > block_m / 2) return {};
+    return fmt::format("{:.1f} rows an expert mostly fit half a tile of {}", rows, block_m);
+  });
+  spare("many_rows", [problem](const Point& p) -> Violation {
+    if (mean_rows(problem) <= 1.5 * p.at("BLOCK_SIZE_M")) return {};
+    return fmt::format("{:.1f} rows an expert take several tiles of {}", mean_rows(problem),
+                       p.at("BLOCK_SIZE_M"));
+  });
+  spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
+    const Config c = config_of(problem, stage, p);
+    constexpr int kInFlight = 96 * 1024;  // hides memory's latency three times over
+    const int in_flight = c.blocks_per_sm * c.num_stages * c.block_n * kRowBytes;
+    if (in_flight >= kInFlight) return {};
+    return fmt::format("{} KB of weights on their way to a multiprocessor are too few",
+                       in_flight / 1024);
+  });
+  return space;
+}
+
+KernelSource SwapAb::source(const Gpu&, const Problem& problem, Stage stage,
+                            const Point& point) const {
+  const Config c = config_of(problem, stage, point);
+  return {"swap_ab/moe_gemm.cu",
+          {fmt::format("moetune::swap_ab::moe_gemm<moetune::swap_ab::Config{{.block_m = {}, "
+                       ".block_n = {}, .num_warps = {}, .num_stages = {}, .blocks_per_sm = {}, "
+                       ".fp8 = {}, .scales = moetune::Scales({}), .output = moetune::Output({}), "
+                       ".size_n = {}, .size_k = {}, .top_k = {}, .gather = {}}}>",
+                       c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8,
+                       static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k,
+                       c.top_k, c.gather)},
+          {}};
+}
+
+GemmLaunch SwapAb::launch(const Problem& problem, Stage stage, const Point& point) const {
+  const Config c = config_of(problem, stage, point);
+  return {.num_threads = num_threads(c),
+          .smem_bytes = swap_ab::smem_bytes(c),
+          .block_m = c.block_m,
+          .tile_columns = tile_columns(c),
+          .group_m = 16,
+          .column_major = false,
+          .split_k = 1,
+          .fp8 = c.fp8 == 1,
+          .output = c.output,
+          .gathers = c.gather == 1,
+          .blocks_per_sm = c.blocks_per_sm,
+          .cluster = 1,
+          .w_box_rows = weight_box_rows(c),
+          .a_box_rows = 0};
+}
+
+// The time to read the weights, longer where tiles do not fill the grid evenly or too little is on
+// its way. An ordering, not a measurement.
+double SwapAb::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                          const Point& point) const {
+  const Config c = config_of(problem, stage, point);
+  const double element = c.fp8 ? 1 : 2;
+  const double gbps = gpu.read_gbps > 0 ? gpu.read_gbps : 1000;
+  const double experts = active_experts(problem);
+  const double row_tiles = experts * std::ceil(mean_rows(problem) / c.block_m);
+  const double tiles = row_tiles * static_cast<double>(ceil_div(out_columns(c), tile_columns(c)));
+  const double slots = static_cast<double>(gpu.num_sms) * c.blocks_per_sm;
+  const double in_flight =
+      std::min(tiles, slots) * c.num_stages * c.block_n * static_cast<double>(kRowBytes);
+  const double latency_bound = in_flight / 1.0e-6 / 1e9;  // GB/s at about 1 us a round trip
+  const double weights = experts * c.size_n * static_cast<double>(c.size_k) * element;
+  const double uneven = tiles > slots ? 1 + 0.2 * slots / tiles : 1.2;
+  const double read_us = weights / std::min(gbps, latency_bound) / 1e3 * uneven;
+
+  // Clocks of a stage: weights read from shared memory, 128 bytes each, or multiplied.
+  constexpr double kClockMhz = 1600;
+  const double steps = static_cast<double>(ceil_div(c.size_k, step_k(c)));
+  const double step = c.block_n * std::max(1.0, c.block_m / 32.0) +
+                      (c.scales == Scales::block ? 150 + c.block_n * c.block_m / 64.0 : 50);
+  const double math_us = std::ceil(tiles / slots) * c.blocks_per_sm * (steps * step + 600) /
+                         std::min(c.blocks_per_sm, 2) / kClockMhz;
+
+  const double rows = static_cast<double>(problem.num_tokens * problem.shape.top_k);
+  double extra_bytes = rows * out_columns(c) * 2;
+  if (stage == Stage::gemm1 && !is_fused(c)) extra_bytes *= 2;
+  const bool another = stage == Stage::gemm1 ? !is_fused(c) || c.output == Output::swiglu
+                                             : c.output != Output::weighted_sum;
+  return std::max(read_us, math_us) + extra_bytes / gbps / 1e3 + 4 + (another && c.fp8 ? 1.5 : 0);
+}
+
+}  // namespace
+
+Config config_of(const Problem& problem, Stage stage, const Point& point) {
+  const bool first = stage == Stage::gemm1;
+  const bool fp8 = point.at("FP8") == 1;
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  const LayerShape& shape = problem.shape;
+  Config c{.block_m = point.at("BLOCK_SIZE_M"),
+           .block_n = point.at("BLOCK_SIZE_N"),
+           .num_warps = point.at("NUM_WARPS"),
+           .num_stages = point.at("NUM_STAGES"),
+           .blocks_per_sm = point.at("BLOCKS_PER_SM"),
+           .fp8 = fp8 ? 1 : 0,
+           .scales = !fp8                                 ? Scales::none
+                     : problem.dtype == Dtype::fp8_tensor ? Scales::tensor
+                                                          : Scales::block,
+           .output = Output::bf16,
+           .size_n = narrow(first ? 2 * shape.intermediate_size : shape.hidden_size),
+           .size_k = narrow(first ? shape.hidden_size : shape.intermediate_size),
+           .top_k = narrow(shape.top_k),
+           .gather = first ? 1 : 0};
+  if (point.value_or("FUSE_COMBINE", 0) == 1) c.output = Output::weighted_sum;
+  if (point.value_or("FUSE_SWIGLU", 0) == 1) {
+    // The epilogue quantises too where a tile holds whole scale groups.
+    c.output = c.scales == Scales::block && c.block_n == 2 * kScaleGroup ? Output::swiglu_fp8
+                                                                         : Output::swiglu;
+  }
+  return c;
+}
+
+std::unique_ptr<Variant> make_swap_ab() {
+  return std::make_unique<SwapAb>();
+}
+
+}  // namespace moetune::swap_ab

@@ -19,6 +19,28 @@ Parameter fuse_combine() {
           "kernel sums them in order"};
 }
 
+std::string pair_defect(const Plan& plan) {
+  const Step* const first = plan.find("gemm1");
+  const Step* const second = plan.find("gemm2");
+  if (first == nullptr || second == nullptr) return {};
+  if (first->point.value_or("FP8", 0) != second->point.value_or("FP8", 0)) {
+    return "fp8_mixed: the two GEMMs of a layer must agree on FP8";
+  }
+  if (second->point.value_or("JOIN_GEMM1", 0) == 0) return {};
+  if (first->variant != second->variant) {
+    return fmt::format("joined: JOIN_GEMM1 1 needs a gemm1 of {}, not of {}", second->variant,
+                       first->variant);
+  }
+  for (const auto& [name, value] : first->point.values()) {
+    const int wanted = name == "FUSE_SWIGLU" ? 1 : second->point.value_or(name, value);
+    if (value != wanted) {
+      return fmt::format("joined: JOIN_GEMM1 1 needs a gemm1 with {} {}, not {}", name, wanted,
+                         value);
+    }
+  }
+  return {};
+}
+
 const std::vector<std::unique_ptr<Variant>>& variants() {
   static const auto list = [] {
     std::vector<std::unique_ptr<Variant>> all;

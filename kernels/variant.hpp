@@ -51,6 +51,8 @@ struct GemmLaunch {
   int w_box_rows = 0;
   int a_box_rows = 0;
   bool uses_tma() const { return w_box_rows > 0; }
+  // gemm2: the launch does GEMM1 too, which the plan's gemm1 step describes.
+  bool joins = false;
 };
 
 class Variant {
@@ -71,7 +73,12 @@ class Variant {
   // measurement.
   virtual double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                             const Point& point) const = 0;
+  // Plans whose GEMMs share a launch, so that only whole layers show what they take. A handful.
+  virtual std::vector<Plan> joined_plans(const Gpu&, const Problem&, Fp8Mode) const { return {}; }
 };
+
+// Why a plan's two GEMMs do not go together, as "RULE: reason"; empty when they do.
+std::string pair_defect(const Plan& plan);
 
 // GEMM2's choice of who does the weighted sum, in every variant.
 Parameter fuse_combine();

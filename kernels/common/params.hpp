@@ -49,7 +49,9 @@ struct GemmParams {
   int scale_pitch;   // of packed rows' block scales
   int column_major;  // 1: a column of tiles after the other, 0: by RowTile::group
   int split_k;
-  int* tickets;  // persistent kernels: tiles and blocks counted, 0 between launches: [2]
+  int* tickets;     // persistent kernels: tiles and blocks counted, 0 between launches: [2]
+  int* tiles_done;  // joined GEMMs: [num_slots] at a row tile's first position, GEMM1's tiles times
+                    // warps that are done; the sort sets it to 0
 };
 
 constexpr int kClearBytes = 64 * 1024;
@@ -61,6 +63,7 @@ struct SortParams {
   int* counts;          // [blocks, num_experts] where several blocks sort
   RowTile* tiles[2];    // GEMM1's and GEMM2's
   int* num_tiles[2];    // [1]
+  int* tiles_done;      // as GemmParams::tiles_done, of GEMM2's tiles; or null
   int block_m[2];       // tile heights; 0: not wanted
   int group_m[2];       // row tiles of an expert that are walked together, at most
   int num_slots;

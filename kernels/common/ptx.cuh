@@ -164,6 +164,12 @@ __device__ __forceinline__ int load_past_l1(const int* address) {
   return v;
 }
 
+__device__ __forceinline__ float load_past_l1(const float* address) {
+  float v;
+  asm volatile("ld.global.cg.f32 %0, [%1];\n" : "=f"(v) : "l"(address) : "memory");
+  return v;
+}
+
 // bf16 is the upper half of an fp32; rounding to nearest even is one instruction since sm_80.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 packed;

@@ -71,6 +71,16 @@ __device__ __forceinline__ int add_relaxed(int* counter, int value) {
   return before;
 }
 
+// Counts what other blocks wait for: all that this thread has written or seen written before.
+__device__ __forceinline__ void add_release(int* counter, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(counter), "r"(value) : "memory");
+}
+__device__ __forceinline__ int load_acquire(const int* counter) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
 // Read by lane 0 and handed on to its warp: a barrier's arrival by that lane alone then orders the
 // read before the next write.
 __device__ __forceinline__ u32 load_for_warp(u32 shared) {

@@ -91,6 +91,7 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, Sorting& s, i
       const int first = s.first_slot(low) + number * block_m;
       *reinterpret_cast<int4*>(&p.tiles[which][tile]) = make_int4(
           low, first, min(block_m, s.first_slot(low + 1) - first), in_this_group << 16 | in_group);
+      if (which == 1 && p.tiles_done != nullptr) p.tiles_done[first] = 0;
     }
   }
 }

@@ -51,16 +51,18 @@ struct Shared {
   }
 };
 
-// Announces a stage's copies to its barrier and starts those of the weights.
+// Announces a stage's copies to its barrier and starts those of the weights. The tile is posted
+// with `first_column` added to its column tile.
 template <Config C>
 __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Shared<C>& shared,
-                                             int stage, int step, const Tile& tile) {
+                                             int stage, int step, const Tile& tile,
+                                             int first_column = 0) {
   constexpr int kBoxRows = weight_box_rows(C);
   const u32 full = shared.full(stage);
   const int row = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
   if (step == 0) {
     store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, tile.rows.num_rows,
-                    tile.column_tile);
+                    first_column + tile.column_tile);
   }
   barrier_expect_bytes(full, C.block_n * kRowBytes);
 #pragma unroll
@@ -70,9 +72,13 @@ __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Share
   }
 }
 
-template <Config C>
-__device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap& w_map,
-                                           const Shared<C>& shared) {
+// Loads a tile stage by stage, as the warp that loads. `ahead`: stages whose weights are on their
+// way already. after_step(step) is called when a step's loads have been started.
+template <Config C, typename AfterStep>
+__device__ __forceinline__ void load_tile(const GemmParams& p, const TensorMap& w_map,
+                                          const Shared<C>& shared, Ring<C.num_stages>& ring,
+                                          const Tile& current, int ahead, AfterStep&& after_step,
+                                          int first_column = 0) {
   constexpr int kElement = C.fp8 ? 1 : 2;
   constexpr i64 kRowPitch = static_cast<i64>(C.size_k) * kElement;
   // A lane loads one 16-byte chunk of every fourth row.
@@ -81,14 +87,66 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   const int lane = threadIdx.x % 32;
   const int chunk = lane % 8;
   const int first_row = lane / 8;
+  const RowTile tile = current.rows;
+  u32 row_offset[kLoads];  // in 16-byte units: 32 bits reach 64 GiB
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    const int r = first_row + i * kRowStep;
+    int row = tile.first + min(r, tile.num_rows - 1);
+    if constexpr (C.gather) row = __ldg(p.sorted_slots + row) / C.top_k;
+    row_offset[i] = static_cast<u32>(row * (kRowPitch / 16));
+  }
+  for (int step = 0; step < kSteps<C>; ++step) {
+    const int stage = ring.stage;
+    if (step >= ahead) {
+      barrier_wait(shared.empty(stage), ring.parity ^ 1);
+      if (lane == 0) load_weights<C>(w_map, shared, stage, step, current, first_column);
+    }
+    const int k = step * step_k(C);
+    const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
+    const u8* const source = static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int r = first_row + i * kRowStep;
+      if (r >= tile.num_rows) continue;
+      cp_async_16(shared.rows(stage) + r * kRowBytes + (chunk ^ (r & 7)) * 16,
+                  source + static_cast<i64>(row_offset[i]) * 16, in_k);
+    }
+    barrier_arrive_after_cp_async(shared.full(stage));
+    ring.advance();
+    after_step(step);
+  }
+}
 
+// Tells the warps that multiply that there are no more tiles.
+template <Config C>
+__device__ __forceinline__ void end_tiles(const Shared<C>& shared, const Ring<C.num_stages>& ring) {
+  barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
+  if (threadIdx.x % 32 == 0) {
+    store_shared_16(shared.tile(ring.stage), 0, 0, -1, 0);
+    barrier_arrive(shared.full(ring.stage));
+  }
+  barrier_arrive(shared.full(ring.stage));
+}
+
+// When the next tile's ticket is taken and when it is looked up: late, so that tickets go out in
+// the order in which tiles begin, but with time to read the list.
+template <Config C>
+constexpr int kTicketStep = kSteps<C> > 6 ? kSteps<C> - 6 : 0;
+template <Config C>
+constexpr int kFindStep = kSteps<C> > 3 ? kSteps<C> - 3 : kSteps<C> - 1;
+
+template <Config C>
+__device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap& w_map,
+                                           const Shared<C>& shared) {
+  const int lane = threadIdx.x % 32;
   // GEMM2's tile list and weights are there before the kernel that writes its rows has ended, for
   // a kernel before it waited for the sort before it let this one start.
   if constexpr (C.gather) wait_for_previous_kernel();
   Tile next{};
   const Walk<C> walk(p, next);
   int index = walk.first();
-  int ahead = 0;  // stages whose weights are on their way
+  int ahead = 0;
   if (index < walk.size()) {
     ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
     if (lane == 0) {
@@ -97,59 +155,87 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   }
   if constexpr (!C.gather) wait_for_previous_kernel();
   if (lane == 0) let_next_kernel_start();
-
-  // Late, so that tickets go out in the order in which tiles begin, but with time to read the list.
-  constexpr int kLast = kSteps<C> - 1;
-  constexpr int kTicketStep = kLast > 5 ? kLast - 5 : 0;
-  constexpr int kFindStep = kLast > 2 ? kLast - 2 : kLast;
   Ring<C.num_stages> ring;
   while (index < walk.size()) {
     const Tile current = next;
-    const RowTile tile = current.rows;
-    u32 row_offset[kLoads];  // in 16-byte units: 32 bits reach 64 GiB
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int r = first_row + i * kRowStep;
-      int row = tile.first + min(r, tile.num_rows - 1);
-      if constexpr (C.gather) row = __ldg(p.sorted_slots + row) / C.top_k;
-      row_offset[i] = static_cast<u32>(row * (kRowPitch / 16));
-    }
-    for (int step = 0; step < kSteps<C>; ++step) {
-      const int stage = ring.stage;
-      if (ahead > 0) {
-        --ahead;
-      } else {
-        barrier_wait(shared.empty(stage), ring.parity ^ 1);
-        if (lane == 0) load_weights<C>(w_map, shared, stage, step, current);
-      }
-      if (step == kTicketStep) {
-        if (lane == 0) index = walk.take_ticket();
-      }
-      const int k = step * step_k(C);
-      const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
-      const u8* const source = static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const int r = first_row + i * kRowStep;
-        if (r >= tile.num_rows) continue;
-        cp_async_16(shared.rows(stage) + r * kRowBytes + (chunk ^ (r & 7)) * 16,
-                    source + static_cast<i64>(row_offset[i]) * 16, in_k);
-      }
-      barrier_arrive_after_cp_async(shared.full(stage));
-      ring.advance();
-      if (step == kFindStep) {
+    load_tile<C>(p, w_map, shared, ring, current, ahead, [&](int step) {
+      if (step == kTicketStep<C> && lane == 0) index = walk.take_ticket();
+      if (step == kFindStep<C>) {
         index = __shfl_sync(0xffffffffu, index, 0);
         if (index < walk.size()) next = walk.find(index);
       }
+    });
+    ahead = 0;
+  }
+  end_tiles<C>(shared, ring);
+  if (lane == 0) walk.leave();
+}
+
+// Both GEMMs' tiles, A's and then B's. All go out by tickets, the first too, so that whoever has a
+// tile of B knows that those of A are in the hands of blocks that run, and may wait for them. The
+// weights do not wait.
+template <Config A, Config B>
+__device__ __forceinline__ void load_joined(const GemmParams& p1, const GemmParams& p2,
+                                            const TensorMap& w1_map, const TensorMap& w2_map,
+                                            const Shared<A>& shared) {
+  constexpr int kColumns1 = (out_columns(A) + tile_columns(A) - 1) / tile_columns(A);
+  constexpr int kColumns2 = (out_columns(B) + tile_columns(B) - 1) / tile_columns(B);
+  const int lane = threadIdx.x % 32;
+  const Shared<B> shared2{shared.base};
+  int index = 0;
+  if (lane == 0) index = add_relaxed(p1.tickets, 1);
+  wait_for_previous_kernel();
+  if (lane == 0) let_next_kernel_start();
+  const int row_tiles = load_past_l1(p1.num_tiles);
+  const int first_of_2 = row_tiles * kColumns1;
+  const int size = first_of_2 + row_tiles * kColumns2;
+  Tile next{};
+  const auto find = [&] {
+    index = __shfl_sync(0xffffffffu, index, 0);
+    if (index < first_of_2) {
+      next = find_tile(p1, row_tiles, kColumns1, index, load_row_tile(p1, kColumns1, index));
+    } else if (index < size) {
+      const int in_2 = index - first_of_2;
+      next = find_tile(p2, row_tiles, kColumns2, in_2, load_row_tile(p2, kColumns2, in_2));
     }
+  };
+  find();
+  Ring<A.num_stages> ring;
+  while (index < size) {
+    const Tile current = next;
+    if (index < first_of_2) {
+      load_tile<A>(p1, w1_map, shared, ring, current, 0, [&](int step) {
+        if (step == kTicketStep<A> && lane == 0) index = add_relaxed(p1.tickets, 1);
+        if (step == kFindStep<A>) find();
+      });
+      continue;
+    }
+    const int* const done = p1.tiles_done + current.rows.first;
+    const auto rows_are_there = [&] { return load_acquire(done) == kColumns1 * A.num_warps; };
+    int ahead = 0;
+    if (!__all_sync(0xffffffffu, rows_are_there())) {
+      Ring<A.num_stages> stages = ring;
+      for (; ahead < kSteps<B> && ahead < A.num_stages; ++ahead) {
+        barrier_wait(shared.empty(stages.stage), stages.parity ^ 1);
+        if (lane == 0) load_weights<B>(w2_map, shared2, stages.stage, ahead, current, kColumns1);
+        stages.advance();
+      }
+      while (!rows_are_there()) {
+      }
+    }
+    load_tile<B>(
+        p2, w2_map, shared2, ring, current, ahead,
+        [&](int step) {
+          if (step == kTicketStep<B> && lane == 0) index = add_relaxed(p1.tickets, 1);
+          if (step == kFindStep<B>) find();
+        },
+        kColumns1);
   }
-  barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
-  if (lane == 0) {
-    store_shared_16(shared.tile(ring.stage), 0, 0, -1, 0);
-    barrier_arrive(shared.full(ring.stage));
-    walk.leave();
+  end_tiles<A>(shared, ring);
+  if (lane == 0 && add_relaxed(p1.tickets + 1, 1) == static_cast<int>(gridDim.x) - 1) {
+    p1.tickets[0] = 0;  // the last block sets the counters back
+    p1.tickets[1] = 0;
   }
-  barrier_arrive(shared.full(ring.stage));
 }
 
 // What the lanes of a warp know of a tile's rows: lane l of rows l, l + 32...
@@ -202,7 +288,7 @@ struct BlockScales {
       const int r = i * 32 + threadIdx.x % 32;
       const int position = tile.first + min(r, tile.num_rows - 1);
       row_at[i] = C.gather ? __ldg(p.sorted_slots + position) / C.top_k * kColumns : position;
-      next_row[i] = p.a_scale[row_at[i]];
+      next_row[i] = load_past_l1(p.a_scale + row_at[i]);
     }
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
@@ -221,7 +307,7 @@ struct BlockScales {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       rows[i] = next_row[i];
-      next_row[i] = p.a_scale[row_at[i] + to_next];
+      next_row[i] = load_past_l1(p.a_scale + row_at[i] + to_next);
     }
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
@@ -370,81 +456,125 @@ __device__ __forceinline__ void store(Sums<C>& sums, const GemmParams& p, const 
   }
 }
 
+// Multiplies a tile whose first stage is full, and stores it.
 template <Config C>
-__device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared<C>& shared) {
+__device__ __forceinline__ void multiply_tile(const GemmParams& p, const Shared<C>& shared,
+                                              Ring<C.num_stages>& ring, const RowTile& tile,
+                                              int column_tile, int parity) {
   constexpr int kChunks = num_chunks(C);
   const int warpgroup = threadIdx.x / kWarpgroup;
   const int lane = threadIdx.x % 32;
-  wait_for_previous_kernel();
+  const int column0 = column_tile * tile_columns(C);
   const auto release = [&](int stage) {
     __syncwarp();
     if (lane == 0) barrier_arrive(shared.empty(stage));
   };
-  Ring<C.num_stages> ring;
+  const Rows<C> rows(p, tile);
+  Sums<C> sums;
+  if constexpr (C.scales == Scales::block) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < C.block_m / 2; ++i) sums[c][i] = 0.0f;
+    }
+    BlockScales<C> scales(p, tile, column0, warpgroup);
+#pragma unroll 1
+    for (int step = 0; step < kSteps<C>; ++step) {
+      float row_scales[Rows<C>::kHeld];
+      float weight_scales[kChunks];
+      scales.take(row_scales, weight_scales, p, step);
+      barrier_wait(shared.full(ring.stage), ring.parity);
+      Sums<C> products;
+      multiply<C>(products, shared, ring.stage, warpgroup, true);
+      float low[C.block_m / 8];  // scales of the thread's two rows of eight
+      float high[C.block_m / 8];
+#pragma unroll
+      for (int j = 0; j < C.block_m / 8; ++j) {
+        low[j] = Rows<C>::of(row_scales, j, lane % 4 * 2);
+        high[j] = Rows<C>::of(row_scales, j, lane % 4 * 2 + 1);
+      }
+      wgmma_wait<0>();
+      release(ring.stage);
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        wgmma_results(products[c]);
+#pragma unroll
+        for (int i = 0; i < C.block_m / 2; ++i) {
+          sums[c][i] += (i % 2 == 0 ? low : high)[i / 4] * weight_scales[c] * products[c][i];
+        }
+      }
+      ring.advance();
+    }
+  } else {
+    // A step's multiplications run on while the next one's are started.
+    int before = 0;
+#pragma unroll 1
+    for (int step = 0; step < kSteps<C>; ++step) {
+      barrier_wait(shared.full(ring.stage), ring.parity);
+      multiply<C>(sums, shared, ring.stage, warpgroup, step == 0);
+      if (step > 0) {
+        wgmma_wait<1>();
+        release(before);
+      }
+      before = ring.stage;
+      ring.advance();
+    }
+    wgmma_wait<0>();
+    release(before);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) wgmma_results(sums[c]);
+  }
+  store<C>(sums, p, shared, rows, tile.num_rows, column0, warpgroup, parity);
+}
+
+// Calls multiply(tile, column tile, parity) for tile after tile as they are posted.
+template <Config C, typename Multiply>
+__device__ __forceinline__ void for_each_tile(const Shared<C>& shared,
+                                              const Ring<C.num_stages>& ring, Multiply&& multiply) {
   for (int parity = 0;; parity ^= 1) {
     barrier_wait(shared.full(ring.stage), ring.parity);
     const uint4 posted = load_16_for_warp(shared.tile(ring.stage));
     const RowTile tile{static_cast<int>(posted.x), static_cast<int>(posted.y),
                        static_cast<int>(posted.z), 0};
     if (tile.num_rows < 0) break;
-    const int column0 = static_cast<int>(posted.w) * tile_columns(C);
-    const Rows<C> rows(p, tile);
-    Sums<C> sums;
-    if constexpr (C.scales == Scales::block) {
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-#pragma unroll
-        for (int i = 0; i < C.block_m / 2; ++i) sums[c][i] = 0.0f;
-      }
-      BlockScales<C> scales(p, tile, column0, warpgroup);
-#pragma unroll 1
-      for (int step = 0; step < kSteps<C>; ++step) {
-        float row_scales[Rows<C>::kHeld];
-        float weight_scales[kChunks];
-        scales.take(row_scales, weight_scales, p, step);
-        barrier_wait(shared.full(ring.stage), ring.parity);
-        Sums<C> products;
-        multiply<C>(products, shared, ring.stage, warpgroup, true);
-        float low[C.block_m / 8];  // scales of the thread's two rows of eight
-        float high[C.block_m / 8];
-#pragma unroll
-        for (int j = 0; j < C.block_m / 8; ++j) {
-          low[j] = Rows<C>::of(row_scales, j, lane % 4 * 2);
-          high[j] = Rows<C>::of(row_scales, j, lane % 4 * 2 + 1);
-        }
-        wgmma_wait<0>();
-        release(ring.stage);
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-          wgmma_results(products[c]);
-#pragma unroll
-          for (int i = 0; i < C.block_m / 2; ++i) {
-            sums[c][i] += (i % 2 == 0 ? low : high)[i / 4] * weight_scales[c] * products[c][i];
-          }
-        }
-        ring.advance();
-      }
-    } else {
-      // A step's multiplications run on while the next one's are started.
-      int before = 0;
-#pragma unroll 1
-      for (int step = 0; step < kSteps<C>; ++step) {
-        barrier_wait(shared.full(ring.stage), ring.parity);
-        multiply<C>(sums, shared, ring.stage, warpgroup, step == 0);
-        if (step > 0) {
-          wgmma_wait<1>();
-          release(before);
-        }
-        before = ring.stage;
-        ring.advance();
-      }
-      wgmma_wait<0>();
-      release(before);
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) wgmma_results(sums[c]);
-    }
-    store<C>(sums, p, shared, rows, tile.num_rows, column0, warpgroup, parity);
+    multiply(tile, static_cast<int>(posted.w), parity);
   }
+}
+
+template <Config C>
+__device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared<C>& shared) {
+  wait_for_previous_kernel();
+  Ring<C.num_stages> ring;
+  for_each_tile<C>(shared, ring, [&](const RowTile& tile, int column_tile, int parity) {
+    multiply_tile<C>(p, shared, ring, tile, column_tile, parity);
+  });
+}
+
+template <Config A, Config B>
+__device__ __forceinline__ void multiply_joined(const GemmParams& p1, const GemmParams& p2,
+                                                const Shared<A>& shared) {
+  constexpr int kColumns1 = (out_columns(A) + tile_columns(A) - 1) / tile_columns(A);
+  wait_for_previous_kernel();
+  Ring<A.num_stages> ring;
+  for_each_tile<A>(shared, ring, [&](const RowTile& tile, int column_tile, int parity) {
+    if (column_tile < kColumns1) {
+      multiply_tile<A>(p1, shared, ring, tile, column_tile, parity);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) add_release(p1.tiles_done + tile.first, 1);
+    } else {
+      multiply_tile<B>(p2, Shared<B>{shared.base}, ring, tile, column_tile - kColumns1, parity);
+    }
+  });
+}
+
+template <Config C>
+__device__ __forceinline__ void initialise(const Shared<C>& shared) {
+  if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
+  for (int stage = 0; stage < C.num_stages; ++stage) {
+    barrier_init(shared.full(stage), 33);  // the announcement, and each lane's cp.async
+    barrier_init(shared.empty(stage), C.num_warps);
+  }
+  fence_barrier_init();
 }
 
 template <Config C>
@@ -455,19 +585,38 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
   extern __shared__ __align__(1024) u8 smem[];
   const Shared<C> shared{smem_address(smem)};
   if (threadIdx.x == 0) {
-    if (shared.base % 1024 != 0) __trap();  // the swizzle counts on it
     prefetch_tensor_map(w_map);
-    for (int stage = 0; stage < C.num_stages; ++stage) {
-      barrier_init(shared.full(stage), 33);  // the announcement, and each lane's cp.async
-      barrier_init(shared.empty(stage), C.num_warps);
-    }
-    fence_barrier_init();
+    initialise<C>(shared);
   }
   __syncthreads();
   if (threadIdx.x >= C.num_warps * 32) {
     load_tiles<C>(p, w_map, shared);
   } else {
     multiply_tiles<C>(p, shared);
+  }
+}
+
+// Both GEMMs of a layer in one launch: A is GEMM1, whose epilogue writes what B, GEMM2, reads.
+// Their tiles are of one shape, and one ring of stages serves both, so that the weights' loads do
+// not pause between the two.
+template <Config A, Config B>
+__global__ void __launch_bounds__(num_threads(A), A.blocks_per_sm)
+    moe_joined(const GemmParams p1, const GemmParams p2, const __grid_constant__ TensorMap w1_map,
+               const __grid_constant__ TensorMap w2_map) {
+  static_assert(A.block_m == B.block_m && A.block_n == B.block_n && A.num_warps == B.num_warps &&
+                A.num_stages == B.num_stages && is_fused(A));
+  extern __shared__ __align__(1024) u8 smem[];
+  const Shared<A> shared{smem_address(smem)};
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(w1_map);
+    prefetch_tensor_map(w2_map);
+    initialise<A>(shared);
+  }
+  __syncthreads();
+  if (threadIdx.x >= A.num_warps * 32) {
+    load_joined<A, B>(p1, p2, w1_map, w2_map, shared);
+  } else {
+    multiply_joined<A, B>(p1, p2, shared);
   }
 }
 

@@ -26,7 +26,22 @@ class SwapAb final : public Variant {
   GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const override;
   double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                     const Point& point) const override;
+  std::vector<Plan> joined_plans(const Gpu& gpu, const Problem& problem,
+                                 Fp8Mode fp8) const override;
 };
+
+// GEMM1's point where a GEMM2 of this point joins it.
+Point joined_gemm1(const Point& gemm2) {
+  Point point;
+  for (const auto& [name, value] : gemm2.values()) {
+    if (name != "FUSE_COMBINE" && name != "JOIN_GEMM1") point.set(name, value);
+  }
+  point.set("FUSE_SWIGLU", 1);
+  return point;
+}
+bool joins(const Point& point) {
+  return point.value_or("JOIN_GEMM1", 0) == 1;
+}
 
 SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
   SearchSpace space;
@@ -45,6 +60,11 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
         {"FUSE_SWIGLU", {0, 1}, 1, "1: SwiGLU in the GEMM's epilogue, 0: in its own kernel"});
   } else {
     space.parameters.push_back(fuse_combine());
+    space.parameters.push_back({"JOIN_GEMM1",
+                                {0, 1},
+                                0,
+                                "1: one launch does both GEMMs, GEMM1 with the same point and "
+                                "FUSE_SWIGLU 1"});
   }
 
   const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
@@ -77,6 +97,26 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (need <= allowed) return {};
     return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
   });
+  if (stage == Stage::gemm2) {
+    spare("joined", [](const Point& p) -> Violation {
+      if (!joins(p)) return {};
+      return "with JOIN_GEMM1 1 there is no GEMM2 by itself: it is tried in whole layers";
+    });
+    rule("joined_gemm1", [gpu, problem, fp8](const Point& p) -> Violation {
+      if (!joins(p)) return {};
+      const Point first = joined_gemm1(p);
+      const Config c = config_of(problem, Stage::gemm1, first);
+      if (c.fp8 == 1 && c.output != Output::swiglu_fp8) {
+        return "GEMM1 must quantise: block scales, BLOCK_SIZE_N 256";
+      }
+      SearchSpace space1 = find_variant("swap_ab").space(gpu, problem, Stage::gemm1, fp8);
+      std::erase_if(space1.constraints, [](const Constraint& c1) { return c1.spares_search; });
+      if (const auto rejection = space1.reject(first)) {
+        return fmt::format("GEMM1: {}", rejection->reason);
+      }
+      return {};
+    });
+  }
   spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int block_m = p.at("BLOCK_SIZE_M");
@@ -90,7 +130,7 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
   });
   spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
-    constexpr int kInFlight = 96 * 1024;  // hides memory's latency three times over
+    constexpr int kInFlight = 128 * 1024;  // hides memory's latency four times over
     const int in_flight = c.blocks_per_sm * c.num_stages * c.block_n * kRowBytes;
     if (in_flight >= kInFlight) return {};
     return fmt::format("{} KB of weights on their way to a multiprocessor are too few",
@@ -101,22 +141,33 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
 
 KernelSource SwapAb::source(const Gpu&, const Problem& problem, Stage stage,
                             const Point& point) const {
-  const Config c = config_of(problem, stage, point);
+  const auto argument = [](const Config& c) {
+    return fmt::format(
+        "moetune::swap_ab::Config{{.block_m = {}, .block_n = {}, .num_warps = {}, .num_stages = "
+        "{}, .blocks_per_sm = {}, .fp8 = {}, .scales = moetune::Scales({}), .output = "
+        "moetune::Output({}), .size_n = {}, .size_k = {}, .top_k = {}, .gather = {}}}",
+        c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8,
+        static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k, c.top_k,
+        c.gather);
+  };
+  const std::string own = argument(config_of(problem, stage, point));
+  if (!joins(point)) {
+    return {"swap_ab/moe_gemm.cu", {fmt::format("moetune::swap_ab::moe_gemm<{}>", own)}, {}};
+  }
+  const Config first = config_of(problem, Stage::gemm1, joined_gemm1(point));
   return {"swap_ab/moe_gemm.cu",
-          {fmt::format("moetune::swap_ab::moe_gemm<moetune::swap_ab::Config{{.block_m = {}, "
-                       ".block_n = {}, .num_warps = {}, .num_stages = {}, .blocks_per_sm = {}, "
-                       ".fp8 = {}, .scales = moetune::Scales({}), .output = moetune::Output({}), "
-                       ".size_n = {}, .size_k = {}, .top_k = {}, .gather = {}}}>",
-                       c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8,
-                       static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k,
-                       c.top_k, c.gather)},
+          {fmt::format("moetune::swap_ab::moe_joined<{}, {}>", argument(first), own)},
           {}};
 }
 
 GemmLaunch SwapAb::launch(const Problem& problem, Stage stage, const Point& point) const {
   const Config c = config_of(problem, stage, point);
+  int smem_bytes = swap_ab::smem_bytes(c);
+  if (joins(point)) {
+    smem_bytes = swap_ab::smem_bytes(config_of(problem, Stage::gemm1, joined_gemm1(point)));
+  }
   return {.num_threads = num_threads(c),
-          .smem_bytes = swap_ab::smem_bytes(c),
+          .smem_bytes = smem_bytes,
           .block_m = c.block_m,
           .tile_columns = tile_columns(c),
           .group_m = 16,
@@ -128,7 +179,41 @@ GemmLaunch SwapAb::launch(const Problem& problem, Stage stage, const Point& poin
           .blocks_per_sm = c.blocks_per_sm,
           .cluster = 1,
           .w_box_rows = weight_box_rows(c),
-          .a_box_rows = 0};
+          .a_box_rows = 0,
+          .joins = joins(point)};
+}
+
+// Of every tile and count of warps the points with the deepest ring.
+std::vector<Plan> SwapAb::joined_plans(const Gpu& gpu, const Problem& problem, Fp8Mode fp8) const {
+  SearchSpace space = this->space(gpu, problem, Stage::gemm2, fp8);
+  std::erase_if(space.constraints, [](const Constraint& c) { return c.name == "joined"; });
+  constexpr int kFewestStages = 3;
+  const std::vector<int> stages = space.find("NUM_STAGES")->values;
+  std::vector<Plan> plans;
+  Point point = space.reference();
+  point.set("JOIN_GEMM1", 1);
+  const auto for_each = [&](const char* parameter, auto&& body) {
+    for (const int value : space.find(parameter)->values) {
+      point.set(parameter, value);
+      body();
+    }
+  };
+  const auto add_deepest = [&] {
+    for (auto count = stages.rbegin(); count != stages.rend() && *count >= kFewestStages; ++count) {
+      point.set("NUM_STAGES", *count);
+      if (space.reject(point)) continue;
+      const std::string variant(name());
+      plans.push_back({{{"gemm1", variant, joined_gemm1(point)}, {"gemm2", variant, point}}});
+      return;
+    }
+  };
+  for_each("BLOCK_SIZE_M", [&] {
+    for_each("BLOCK_SIZE_N", [&] {
+      for_each("NUM_WARPS",
+               [&] { for_each("BLOCKS_PER_SM", [&] { for_each("FUSE_COMBINE", add_deepest); }); });
+    });
+  });
+  return plans;
 }
 
 // The time to read the weights, longer where tiles do not fill the grid evenly or too little is on

@@ -39,8 +39,9 @@ LoadedPlan::LoadedPlan(const Gpu& gpu, const Problem& problem, const Plan& plan,
   };
   gemm1_ = load("gemm1", modules_[0]);
   gemm2_ = load("gemm2", modules_[1]);
-  if (gemm1_.fp8() != gemm2_.fp8())
-    throw Error(ErrorKind::failed, "the two GEMMs of a layer must agree on FP8");
+  if (const std::string defect = pair_defect(plan); !defect.empty()) {
+    throw Error(ErrorKind::failed, defect);
+  }
 }
 
 void LoadedPlan::prepare(Layer& layer, TokenBatch& batch) const {

@@ -62,7 +62,7 @@ std::string defect_of(const Plan& plan, const Gpu& gpu, const Problem& problem) 
     if (const std::string defect = defect_of(*step, gpu, problem); !defect.empty())
       return fmt::format("{}: {}", op, defect);
   }
-  return "";
+  return pair_defect(plan);
 }
 
 // What the text leaves out keeps the value it has at the variant's reference point.

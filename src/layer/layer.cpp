@@ -193,6 +193,7 @@ void Layer::prepare(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
       y_.reserve(bytes(slots * s.hidden_size, c.output == Output::partial ? 4 * c.split_k : 2));
     }
     out_.reserve(bytes(batch.problem.num_tokens * s.hidden_size, 2));
+    if (c.joins) tiles_done_.reserve(bytes(slots, 4));
   }
 }
 
@@ -232,6 +233,7 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool begins_call,
   }
   p.num_slots = narrow(batch.num_slots());
   p.num_experts = narrow(problem_.shape.num_experts);
+  if (gemm2 != nullptr && gemm2->shape.joins) p.tiles_done = tiles_done_.get<int>();
   const bool in_one_launch = p.num_slots <= kSmallSortSlots;
   const int threads =
       in_one_launch ? std::max(kSmallSortThreads, (p.num_experts + 31) / 32 * 32) : kSortThreads;
@@ -279,14 +281,12 @@ ActivateParams Layer::x_rows(const GemmStep& gemm1, const TokenBatch& batch, int
   return p;
 }
 
-void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
-  const LayerShape& s = problem_.shape;
+GemmParams Layer::gemm_params(Stage stage, const GemmStep& step, TokenBatch& batch,
+                              int routing) const {
   const Sorted& sorted = batch.routings[static_cast<std::size_t>(routing)].sorted;
   const GemmLaunch& c = step.shape;
   const bool first = stage == Stage::gemm1;
   const int which = first ? 0 : 1;
-  const std::int64_t size_n = first ? 2 * s.intermediate_size : s.hidden_size;
-  const std::int64_t size_k = first ? s.hidden_size : s.intermediate_size;
   GemmParams p{};
   if (first) {
     p.a = (!c.gathers ? x_packed_ : c.fp8 ? batch.x_q : batch.x).get();
@@ -314,11 +314,48 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
   p.scale_pitch = narrow(batch.num_slots());
   p.column_major = c.column_major ? 1 : 0;
   p.split_k = c.split_k;
+  return p;
+}
 
+std::int64_t Layer::max_tiles(Stage stage, const GemmLaunch& c, const TokenBatch& batch) const {
+  const LayerShape& s = problem_.shape;
   const bool halves = c.output == Output::swiglu || c.output == Output::swiglu_fp8;
-  const std::int64_t columns = halves ? size_n / 2 : size_n;
-  const std::int64_t tiles = max_row_tiles(batch.num_slots(), s.num_experts, c.block_m) *
-                             ((columns + c.tile_columns - 1) / c.tile_columns);
+  const std::int64_t columns = stage == Stage::gemm2 ? s.hidden_size
+                               : halves              ? s.intermediate_size
+                                                     : 2 * s.intermediate_size;
+  return max_row_tiles(batch.num_slots(), s.num_experts, c.block_m) *
+         ((columns + c.tile_columns - 1) / c.tile_columns);
+}
+
+void Layer::joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& batch, int routing) {
+  const LayerShape& s = problem_.shape;
+  GemmParams p1 = gemm_params(Stage::gemm1, gemm1, batch, routing);
+  const GemmParams p2 = gemm_params(Stage::gemm2, gemm2, batch, routing);
+  p1.tiles = p2.tiles;
+  p1.num_tiles = p2.num_tiles;
+  p1.tiles_done = tiles_done_.get<int>();
+  const GemmLaunch& c = gemm2.shape;
+  const std::int64_t tiles =
+      max_tiles(Stage::gemm1, gemm1.shape, batch) + max_tiles(Stage::gemm2, c, batch);
+  LaunchShape shape = this->shape(std::min(tiles, std::int64_t{c.blocks_per_sm} * gpu_.num_sms),
+                                  static_cast<unsigned>(c.num_threads));
+  shape.smem_bytes = static_cast<unsigned>(c.smem_bytes);
+  const std::int64_t element = c.fp8 ? 1 : 2;
+  const TensorMap w1(p1.w, s.num_experts * 2 * s.intermediate_size, s.hidden_size, element,
+                     gemm1.shape.w_box_rows);
+  const TensorMap w2(p2.w, s.num_experts * s.hidden_size, s.intermediate_size, element,
+                     c.w_box_rows);
+  launch(stream_, gemm2.kernel, shape, p1, p2, w1.value, w2.value);
+}
+
+void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
+  const LayerShape& s = problem_.shape;
+  const GemmLaunch& c = step.shape;
+  const bool first = stage == Stage::gemm1;
+  const std::int64_t size_n = first ? 2 * s.intermediate_size : s.hidden_size;
+  const std::int64_t size_k = first ? s.hidden_size : s.intermediate_size;
+  const GemmParams p = gemm_params(stage, step, batch, routing);
+  const std::int64_t tiles = max_tiles(stage, c, batch);
   const std::int64_t resident = std::int64_t{c.blocks_per_sm} * gpu_.num_sms;
   const std::int64_t blocks = tiles * c.cluster;
   LaunchShape shape = this->shape(resident > 0 ? std::min(blocks, resident) : blocks,
@@ -358,9 +395,11 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   const LayerShape& s = problem_.shape;
   const std::int64_t slots = batch.num_slots();
   const bool whole = stage == Stage::layer;
-  if (stage != Stage::gemm2) {
+  if (whole) sort(gemm1, gemm2, true, batch, routing);
+  const bool joins = whole && gemm2->shape.joins;
+  if (joins) joined(*gemm1, *gemm2, batch, routing);
+  if (stage != Stage::gemm2 && !joins) {
     const Output output = gemm1->shape.output;
-    if (whole) sort(gemm1, gemm2, true, batch, routing);
     if (!gemm1->shape.gathers || (gemm1->fp8() && !whole)) {
       activate(ActivateInput::bf16, gemm1->fp8(), x_rows(*gemm1, batch, routing));
     }
@@ -389,7 +428,7 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
         clearing > 0) {
       launch(stream_, small_.kernel("moetune::clear"), shape(clearing, 256), cleared);
     }
-    gemm(Stage::gemm2, *gemm2, batch, routing);
+    if (!joins) gemm(Stage::gemm2, *gemm2, batch, routing);
     if (gemm2->shape.sums()) return;
     const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
     const CombineParams p{y_.get(),

@@ -113,6 +113,10 @@ class Layer {
 
  private:
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
+  void joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& batch, int routing);
+  GemmParams gemm_params(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) const;
+  // That any routing can need.
+  std::int64_t max_tiles(Stage stage, const GemmLaunch& launch, const TokenBatch& batch) const;
   void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
   // For a GEMM2 that adds to the output: has a launch clear it, and says by how many blocks.
   std::int64_t clear_output(const GemmStep* gemm2, const TokenBatch& batch,
@@ -136,6 +140,7 @@ class Layer {
   Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
   Buffer out_;                                           // bf16 [T, H]
   Buffer tickets_;                                       // of both GEMMs, 0 between launches
+  Buffer tiles_done_;                                    // int [slots], of joined GEMMs
 };
 
 // Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.

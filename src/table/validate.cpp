@@ -124,6 +124,7 @@ void check_legality(EntryReport& report, const Gpu& gpu, const Problem& problem)
       fail(fmt::format("{}: {}", op, error.what()));
     }
   }
+  if (const std::string defect = pair_defect(report.entry.plan); !defect.empty()) fail(defect);
 }
 
 void check_provenance(EntryReport& report) {

@@ -167,11 +167,15 @@ bool DeviceEvaluator::load(const Request& request, Trial& trial, Steps& steps) {
     throw Error(ErrorKind::input, fmt::format("a plan for {} lacks a step: {}",
                                               to_string(request.stage), request.plan.key()));
   }
-  if (steps.first != nullptr && steps.second != nullptr &&
-      steps.first->fp8() != steps.second->fp8()) {
+  std::string defect = pair_defect(request.plan);
+  if (request.stage == Stage::gemm2 && steps.second->shape.joins) {
+    defect = "joined: with JOIN_GEMM1 1 there is no GEMM2 by itself";
+  }
+  if (!defect.empty()) {
+    const std::size_t colon = defect.find(": ");  // "RULE: reason"
     trial.status = TrialStatus::rejected;
-    trial.rule = "fp8_mixed";
-    trial.reason = "the two GEMMs of a layer must agree on FP8";
+    trial.rule = defect.substr(0, colon);
+    trial.reason = defect.substr(colon + 2);
     return false;
   }
   return true;

@@ -70,6 +70,7 @@ class Session {
   std::vector<Trial> tune_stage(const Proposals& proposals, Looks looks);
   std::optional<TableEntry> tune_layer(const Pair& proposals, const Plan& reference,
                                        const std::array<std::vector<Trial>, 2>& finals);
+  std::vector<Plan> best_joined(std::int64_t num_tokens);
   std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
 
   Evaluator& evaluator_;
@@ -289,6 +290,7 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   }
   const std::uint64_t measured_before = num_measured();
   listener_.stage_started(Stage::layer, num_tokens, 0);
+  for (const Plan& plan : best_joined(num_tokens)) add(plan);
   std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens);
   TableEntry entry;
   for (const Trial& trial : layers)
@@ -326,6 +328,31 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
     journal_.append(entry_record(num_tokens, entry, confidence(rounds)));
   }
   return entry;
+}
+
+// First looks at the plans whose GEMMs share a launch; the best of them. Where the sum need not be
+// in order it is fused: that leaves two launches instead of three.
+std::vector<Plan> Session::best_joined(std::int64_t num_tokens) {
+  if (settings_.strategy == "ablation") return {};
+  Problem problem = problem_;
+  problem.num_tokens = num_tokens;
+  std::vector<Request> requests;
+  for (const Variant* variant : settings_.variants) {
+    for (Plan& plan : variant->joined_plans(evaluator_.gpu(), problem, settings_.fp8)) {
+      if (is_deterministic(plan) != settings_.deterministic) continue;
+      requests.push_back({Stage::layer, num_tokens, std::move(plan), 0, false});
+    }
+  }
+  runner_.prefetch(requests);
+  std::vector<Trial> trials;
+  for (const Request& request : requests) trials.push_back(runner_.run(request, 0));
+  settle(trials, nullptr, settings_.variants);
+  std::vector<Plan> best;
+  for (const Trial& trial : trials) {
+    const bool is_near = trial.timing.median_us <= trials.front().timing.median_us * kLayerBand;
+    if (best.size() < kLayerChoices && is_near) best.push_back(trial.plan);
+  }
+  return best;
 }
 
 void Session::end() {

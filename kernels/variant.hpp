@@ -50,6 +50,7 @@ struct GemmLaunch {
   // not.
   int w_box_rows = 0;
   int a_box_rows = 0;
+  int w_promotion = 256;  // bytes that L2 fetches for a weight row of a box
   bool uses_tma() const { return w_box_rows > 0; }
   // gemm2: the launch does GEMM1 too, which the plan's gemm1 step describes.
   bool joins = false;

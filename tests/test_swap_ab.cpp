@@ -45,7 +45,7 @@ TEST_CASE("swap_ab: legal points fit the GPU, and tiles are about as high as exp
       for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
         const Problem problem = problem_for(dtype, num_tokens);
         const auto points = legal_points(gpu, problem, stage);
-        CHECK(points.size() >= 10);
+        CHECK(points.size() >= 5);
         for (const Point& point : points) {
           CAPTURE(point.key());
           const GemmLaunch launch = variant.launch(problem, stage, point);

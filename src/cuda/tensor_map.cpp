@@ -30,7 +30,7 @@ Encode encoder() {
 }  // namespace
 
 TensorMap::TensorMap(const void* data, std::int64_t rows, std::int64_t columns,
-                     std::int64_t element_bytes, int box_rows) {
+                     std::int64_t element_bytes, int box_rows, int promotion) {
   constexpr cuuint32_t kBoxBytes = 128;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns * element_bytes)};
@@ -40,7 +40,8 @@ TensorMap::TensorMap(const void* data, std::int64_t rows, std::int64_t columns,
   const CUresult result = encoder()(
       &value, element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
       2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_SWIZZLE_128B,
+      promotion == 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw Error(ErrorKind::device,

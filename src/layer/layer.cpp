@@ -342,9 +342,9 @@ void Layer::joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& bat
   shape.smem_bytes = static_cast<unsigned>(c.smem_bytes);
   const std::int64_t element = c.fp8 ? 1 : 2;
   const TensorMap w1(p1.w, s.num_experts * 2 * s.intermediate_size, s.hidden_size, element,
-                     gemm1.shape.w_box_rows);
+                     gemm1.shape.w_box_rows, c.w_promotion);
   const TensorMap w2(p2.w, s.num_experts * s.hidden_size, s.intermediate_size, element,
-                     c.w_box_rows);
+                     c.w_box_rows, c.w_promotion);
   launch(stream_, gemm2.kernel, shape, p1, p2, w1.value, w2.value);
 }
 
@@ -368,7 +368,7 @@ void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routi
     return;
   }
   const std::int64_t element = c.fp8 ? 1 : 2;
-  const TensorMap w(p.w, s.num_experts * size_n, size_k, element, c.w_box_rows);
+  const TensorMap w(p.w, s.num_experts * size_n, size_k, element, c.w_box_rows, c.w_promotion);
   const TensorMap a = c.a_box_rows > 0
                           ? TensorMap(p.a, batch.num_slots(), size_k, element, c.a_box_rows)
                           : TensorMap();

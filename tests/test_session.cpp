@@ -63,6 +63,21 @@ void alter_wide(const Request& request, Trial& trial) {
   }
 }
 
+// Has layers of one launch, in order and not.
+class JoiningVariant final : public FakeVariant {
+ public:
+  std::vector<Plan> joined_plans(const Gpu&, const Problem&, Fp8Mode) const override {
+    std::vector<Plan> plans;
+    for (const int fuse_combine : {0, 1}) {
+      Plan plan = reference({}, {});
+      plan.steps[1].point.set("JOIN_GEMM1", 1);
+      plan.steps[1].point.set("FUSE_COMBINE", fuse_combine);
+      plans.push_back(plan);
+    }
+    return plans;
+  }
+};
+
 std::vector<nlohmann::ordered_json> records(const std::string& path, const std::string& kind) {
   std::vector<nlohmann::ordered_json> found;
   std::istringstream lines(read_file(path));
@@ -135,6 +150,28 @@ TEST_CASE("search: what is slower than the reference is not chosen, nor what is 
   CHECK(entry.plan == pinned);
   CHECK(entry.tie);
   CHECK(entry.speedup == doctest::Approx(1));
+}
+
+TEST_CASE("search: GEMMs that share a launch compete as whole layers") {
+  JoiningVariant variant;
+  for (const bool deterministic : {false, true}) {
+    CAPTURE(deterministic);
+    FakeSearch fake;
+    fake.settings.variants = {&variant};
+    fake.settings.token_counts = {16};
+    fake.settings.deterministic = deterministic;
+    FakeEvaluator evaluator;
+    evaluator.alter = [](const Request& request, Trial& trial) {
+      if (request.plan.steps.back().point.value_or("JOIN_GEMM1", 0) == 1) {
+        trial.timing.median_us = 150;
+      }
+    };
+    const TableEntry entry = fake.run(evaluator).table.entries.at(16);
+    CHECK(point_of(entry, "gemm2", "JOIN_GEMM1") == 1);
+    CHECK(is_deterministic(entry.plan) == deterministic);
+    CHECK(entry.timing.median_us == doctest::Approx(150));
+    CHECK(count(evaluator.requests, Stage::layer, 16, false) == 1);
+  }
 }
 
 TEST_CASE("search: within noise less shared memory wins, and the entry says that it is a tie") {

@@ -73,6 +73,55 @@ TEST_CASE("swap_ab: fp8_block points quantise in the epilogue where a tile has w
   CHECK(variant.launch(problem, Stage::gemm1, point).output == Output::swiglu);
 }
 
+TEST_CASE("swap_ab: joined plans are legal pairs, whose GEMM1 ends with what GEMM2 reads") {
+  const Gpu gpu = known_gpu("h200");
+  const Variant& variant = find_variant("swap_ab");
+  for (const Dtype dtype : {Dtype::bf16, Dtype::fp8_block}) {
+    for (const std::int64_t num_tokens : {1, 64, 512}) {
+      const Problem problem = problem_for(dtype, num_tokens);
+      const Fp8Mode fp8 = default_fp8_mode(dtype);
+      const auto plans = variant.joined_plans(gpu, problem, fp8);
+      CHECK(plans.size() >= 2);
+      CHECK(plans.size() <= 60);
+      SearchSpace spaces[2] = {variant.space(gpu, problem, Stage::gemm1, fp8),
+                               variant.space(gpu, problem, Stage::gemm2, fp8)};
+      // In a search by itself no GEMM2 joins.
+      CHECK(spaces[1].reject(plans.at(0).steps.at(1).point)->rule == "joined");
+      for (SearchSpace& space : spaces) {
+        std::erase_if(space.constraints, [](const Constraint& c) { return c.spares_search; });
+      }
+      for (const Plan& plan : plans) {
+        CAPTURE(plan.key());
+        CHECK(pair_defect(plan) == "");
+        CHECK_FALSE(spaces[0].reject(plan.steps.at(0).point, true).has_value());
+        CHECK_FALSE(spaces[1].reject(plan.steps.at(1).point, true).has_value());
+        const GemmLaunch first = variant.launch(problem, Stage::gemm1, plan.steps.at(0).point);
+        const GemmLaunch second = variant.launch(problem, Stage::gemm2, plan.steps.at(1).point);
+        CHECK(first.output == (dtype == Dtype::bf16 ? Output::swiglu : Output::swiglu_fp8));
+        CHECK_FALSE(first.joins);
+        CHECK(second.joins);
+        CHECK(second.smem_bytes >= first.smem_bytes);
+      }
+    }
+  }
+  CHECK(variant.joined_plans(gpu, problem_for(Dtype::bf16, 8192), Fp8Mode::off).empty());
+  // One scale a row needs the whole row.
+  CHECK(variant.joined_plans(gpu, problem_for(Dtype::fp8_tensor, 64), Fp8Mode::on).empty());
+}
+
+TEST_CASE("swap_ab: a joined GEMM2 beside another GEMM1 is refused, naming what differs") {
+  const Problem problem = problem_for(Dtype::bf16, 64);
+  Plan plan = find_variant("swap_ab").joined_plans(known_gpu("h200"), problem, Fp8Mode::off).at(0);
+  plan.steps[0].point.set("NUM_STAGES", 2);
+  CHECK(pair_defect(plan).find("NUM_STAGES") != std::string::npos);
+  plan.steps[0].variant = "portable";
+  CHECK(pair_defect(plan).find("needs a gemm1 of swap_ab, not of portable") != std::string::npos);
+  plan.steps[1].point.set("JOIN_GEMM1", 0);
+  CHECK(pair_defect(plan) == "");
+  plan.steps[1].point.set("FP8", 1);
+  CHECK(pair_defect(plan).starts_with("fp8_mixed: "));
+}
+
 TEST_CASE("swap_ab: a sample of points compiles for sm_90a with the resources the host expects") {
   const Gpu gpu = known_gpu("h200");
   const Variant& variant = find_variant("swap_ab");

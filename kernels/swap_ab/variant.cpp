@@ -120,7 +120,7 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
   spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int block_m = p.at("BLOCK_SIZE_M");
-    if (block_m == 8 || rows + 2 * std::sqrt(rows) > block_m / 2) return {};
+    if (block_m == 8 || rows + 2 * std::sqrt(rows) > block_m / 2.0) return {};
     return fmt::format("{:.1f} rows an expert mostly fit half a tile of {}", rows, block_m);
   });
   spare("many_rows", [problem](const Point& p) -> Violation {

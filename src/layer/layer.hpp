@@ -116,7 +116,7 @@ class Layer {
   void joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& batch, int routing);
   GemmParams gemm_params(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) const;
   // That any routing can need.
-  std::int64_t max_tiles(Stage stage, const GemmLaunch& launch, const TokenBatch& batch) const;
+  std::int64_t max_tiles(Stage stage, const GemmLaunch& c, const TokenBatch& batch) const;
   void activate(ActivateInput input, bool to_fp8, const ActivateParams& params);
   // For a GEMM2 that adds to the output: has a launch clear it, and says by how many blocks.
   std::int64_t clear_output(const GemmStep* gemm2, const TokenBatch& batch,

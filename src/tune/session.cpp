@@ -345,6 +345,7 @@ std::vector<Plan> Session::best_joined(std::int64_t num_tokens) {
   }
   runner_.prefetch(requests);
   std::vector<Trial> trials;
+  trials.reserve(requests.size());
   for (const Request& request : requests) trials.push_back(runner_.run(request, 0));
   settle(trials, nullptr, settings_.variants);
   std::vector<Plan> best;

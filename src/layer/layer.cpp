@@ -240,14 +240,11 @@ void Layer::sort(const GemmStep* gemm1, const GemmStep* gemm2, bool begins_call,
   p.slots_a_block = narrow(std::max<std::int64_t>(
       kSortThreads, (std::int64_t{p.num_slots} + kSortBlocks - 1) / kSortBlocks));
   p.sorting = in_one_launch ? 1 : (p.num_slots + p.slots_a_block - 1) / p.slots_a_block;
+  const bool quantise = begins_call && gemm1->fp8() && gemm1->shape.gathers;
   ActivateParams x{};
-  bool quantise = false;
-  if (begins_call) {
-    quantise = gemm1->fp8() && gemm1->shape.gathers;
-    if (quantise) {
-      x = x_rows(*gemm1, batch, routing);
-      p.quantising = narrow(activate_blocks(true, x, threads));
-    }
+  if (quantise) {
+    x = x_rows(*gemm1, batch, routing);
+    p.quantising = narrow(activate_blocks(true, x, threads));
   }
   const std::int64_t clearing = clear_output(gemm2, batch, p);
   launch(stream_, small_.kernel(sort_expression(in_one_launch, quantise, fp8_dtype())),

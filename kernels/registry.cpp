@@ -4,6 +4,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "kernels/decode/host.hpp"
 #include "kernels/hopper/host.hpp"
 #include "kernels/portable/host.hpp"
 #include "kernels/swap_ab/host.hpp"
@@ -47,6 +48,7 @@ const std::vector<std::unique_ptr<Variant>>& variants() {
     all.push_back(make_portable());
     all.push_back(make_hopper());
     all.push_back(swap_ab::make_swap_ab());
+    all.push_back(decode::make_decode());
     return all;
   }();
   return list;

@@ -54,6 +54,7 @@ struct GemmLaunch {
   bool uses_tma() const { return w_box_rows > 0; }
   // gemm2: the launch does GEMM1 too, which the plan's gemm1 step describes.
   bool joins = false;
+  bool whole_layer = false;  // and whatever else a layer does
 };
 
 class Variant {

@@ -11,6 +11,7 @@ struct Config {
   int block_m, block_n;  // tile: rows (a WGMMA's N), weight rows; K goes in steps of 128 bytes
   int num_warps;         // that multiply, in warpgroups of four
   int num_stages;
+  int load_steps;  // stages whose loads start together
   int blocks_per_sm;
   int fp8;  // 1: e4m3 operands, 0: bf16
   Scales scales;
@@ -42,8 +43,10 @@ constexpr int num_threads(const Config& c) {
 constexpr int num_chunks(const Config& c) {
   return c.block_n / (kWarpgroupRows * math_warpgroups(c));
 }
-// Rows of the weights that one copy fetches: gate and up apart.
+// Rows of the weights that one copy fetches: gate and up apart, and few where copies of stages that
+// are loaded together take turns.
 constexpr int weight_box_rows(const Config& c) {
+  if (c.load_steps > 1) return kWarpgroupRows;
   return is_fused(c) ? c.block_n / 2 : c.block_n;
 }
 constexpr int tile_columns(const Config& c) {

@@ -51,26 +51,58 @@ struct Shared {
   }
 };
 
-// Announces a stage's copies to its barrier and starts those of the weights. The tile is posted
-// with `first_column` added to its column tile.
+// Announces the copies of the next stages that are loaded together, `step` and on, to their
+// barriers and starts those of the weights: box by box, so that memory is asked for neighbouring
+// bytes of a row at about the same time. The tile is posted with `first_column` added to its column
+// tile.
 template <Config C>
 __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Shared<C>& shared,
-                                             int stage, int step, const Tile& tile,
-                                             int first_column = 0) {
+                                             const Ring<C.num_stages>& ring, int step,
+                                             const Tile& tile, int first_column = 0) {
   constexpr int kBoxRows = weight_box_rows(C);
-  const u32 full = shared.full(stage);
-  const int row = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
-  if (step == 0) {
-    store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, tile.rows.num_rows,
-                    first_column + tile.column_tile);
-  }
-  barrier_expect_bytes(full, C.block_n * kRowBytes);
+  Ring<C.num_stages> stages[C.load_steps];
 #pragma unroll
-  for (int box = 0; box < C.block_n / kBoxRows; ++box) {
-    tma_load(shared.weights(stage) + box * kBoxRows * kRowBytes, w_map, step * step_k(C),
-             row + box * out_columns(C), full);
+  for (int i = 0; i < C.load_steps; ++i) {
+    stages[i] = i == 0 ? ring : stages[i - 1];
+    if (i > 0) stages[i].advance();
+    const int stage = stages[i].stage;
+    if (step + i == 0) {
+      store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, tile.rows.num_rows,
+                      first_column + tile.column_tile);
+    }
+    if (step + i < kSteps<C>) barrier_expect_bytes(shared.full(stage), C.block_n * kRowBytes);
+  }
+  const int row0 = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
+#pragma unroll
+  for (int r = 0; r < C.block_n; r += kBoxRows) {
+    const bool up = is_fused(C) && r >= C.block_n / 2;
+    const int row = row0 + r + (up ? out_columns(C) - C.block_n / 2 : 0);
+#pragma unroll
+    for (int i = 0; i < C.load_steps; ++i) {
+      if (step + i >= kSteps<C>) break;
+      const int stage = stages[i].stage;
+      tma_load(shared.weights(stage) + r * kRowBytes, w_map, (step + i) * step_k(C), row,
+               shared.full(stage));
+    }
   }
 }
+
+// Waits until the next stages that are loaded together, `step` and on, have been read.
+template <Config C>
+__device__ __forceinline__ void wait_for_stages(const Shared<C>& shared, Ring<C.num_stages> ring,
+                                                int step) {
+#pragma unroll
+  for (int i = 0; i < C.load_steps; ++i) {
+    if (step + i >= kSteps<C>) break;
+    barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
+    ring.advance();
+  }
+}
+
+// Stages whose weights may be on their way before the tile's rows are there.
+template <Config C>
+constexpr int kAhead =
+    kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages / C.load_steps* C.load_steps;
 
 // Loads a tile stage by stage, as the warp that loads. `ahead`: stages whose weights are on their
 // way already. after_step(step) is called when a step's loads have been started.
@@ -98,9 +130,9 @@ __device__ __forceinline__ void load_tile(const GemmParams& p, const TensorMap& 
   }
   for (int step = 0; step < kSteps<C>; ++step) {
     const int stage = ring.stage;
-    if (step >= ahead) {
-      barrier_wait(shared.empty(stage), ring.parity ^ 1);
-      if (lane == 0) load_weights<C>(w_map, shared, stage, step, current, first_column);
+    if (step >= ahead && step % C.load_steps == 0) {
+      wait_for_stages<C>(shared, ring, step);
+      if (lane == 0) load_weights<C>(w_map, shared, ring, step, current, first_column);
     }
     const int k = step * step_k(C);
     const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
@@ -146,16 +178,20 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   Tile next{};
   const Walk<C> walk(p, next);
   int index = walk.first();
+  const auto load_ahead = [&](Ring<C.num_stages> stages) {
+    for (int step = 0; step < kAhead<C>; step += C.load_steps) {
+      if (lane == 0) load_weights<C>(w_map, shared, stages, step, next);
+      stages.template advance<C.load_steps>();
+    }
+  };
+  Ring<C.num_stages> ring;
   int ahead = 0;
   if (index < walk.size()) {
-    ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
-    if (lane == 0) {
-      for (int i = 0; i < ahead; ++i) load_weights<C>(w_map, shared, i, i, next);
-    }
+    ahead = kAhead<C>;
+    load_ahead(ring);
   }
   if constexpr (!C.gather) wait_for_previous_kernel();
   if (lane == 0) let_next_kernel_start();
-  Ring<C.num_stages> ring;
   while (index < walk.size()) {
     const Tile current = next;
     load_tile<C>(p, w_map, shared, ring, current, ahead, [&](int step) {
@@ -215,11 +251,12 @@ __device__ __forceinline__ void load_joined(const GemmParams& p1, const GemmPara
     int ahead = 0;
     if (!__all_sync(0xffffffffu, rows_are_there())) {
       Ring<A.num_stages> stages = ring;
-      for (; ahead < kSteps<B> && ahead < A.num_stages; ++ahead) {
-        barrier_wait(shared.empty(stages.stage), stages.parity ^ 1);
-        if (lane == 0) load_weights<B>(w2_map, shared2, stages.stage, ahead, current, kColumns1);
-        stages.advance();
+      for (int step = 0; step < kAhead<B>; step += B.load_steps) {
+        wait_for_stages<B>(shared2, stages, step);
+        if (lane == 0) load_weights<B>(w2_map, shared2, stages, step, current, kColumns1);
+        stages.template advance<B.load_steps>();
       }
+      ahead = kAhead<B>;
       while (!rows_are_there()) {
       }
     }

@@ -53,6 +53,7 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"BLOCK_SIZE_N", {64, 128, 256}, 128, "weight rows (output columns) of a tile"},
       {"NUM_WARPS", {4, 8}, 4, "warps that multiply; one more loads"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10, 12, 16, 20}, 5, "stages of 128 bytes of K"},
+      {"LOAD_STEPS", {1, 2}, 1, "stages whose loads start together"},
       {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
       {"BLOCKS_PER_SM", {1, 2, 3, 4}, 2, "persistent thread blocks on a multiprocessor"}};
   if (stage == Stage::gemm1) {
@@ -88,6 +89,11 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (need <= registers) return {};
     return fmt::format("about {} registers a thread are needed, {} there", need, registers);
   });
+  rule("loads", [](const Point& p) -> Violation {
+    if (p.at("NUM_STAGES") >= 2 * p.at("LOAD_STEPS")) return {};
+    return fmt::format("{} stages cannot be filled by {} while as many are read",
+                       p.at("NUM_STAGES"), p.at("LOAD_STEPS"));
+  });
   rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
     const int need = swap_ab::smem_bytes(c);
@@ -117,6 +123,13 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return {};
     });
   }
+  // Measured on an H200 (results/NVIDIA_H200/notes.md): bf16 2 to 4 % faster with 2, fp8 slower.
+  spare("load_steps", [](const Point& p) -> Violation {
+    const bool better = p.at("FP8") == 0 && p.at("NUM_STAGES") >= 5;
+    if (p.at("LOAD_STEPS") == (better ? 2 : 1)) return {};
+    return better ? "bf16 reads faster where neighbouring bytes of a row are asked for together"
+                  : "fp8, and a ring of few stages, are better loaded one by one";
+  });
   spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int block_m = p.at("BLOCK_SIZE_M");
@@ -144,9 +157,9 @@ KernelSource SwapAb::source(const Gpu&, const Problem& problem, Stage stage,
   const auto argument = [](const Config& c) {
     return fmt::format(
         "moetune::swap_ab::Config{{.block_m = {}, .block_n = {}, .num_warps = {}, .num_stages = "
-        "{}, .blocks_per_sm = {}, .fp8 = {}, .scales = moetune::Scales({}), .output = "
-        "moetune::Output({}), .size_n = {}, .size_k = {}, .top_k = {}, .gather = {}}}",
-        c.block_m, c.block_n, c.num_warps, c.num_stages, c.blocks_per_sm, c.fp8,
+        "{}, .load_steps = {}, .blocks_per_sm = {}, .fp8 = {}, .scales = moetune::Scales({}), "
+        ".output = moetune::Output({}), .size_n = {}, .size_k = {}, .top_k = {}, .gather = {}}}",
+        c.block_m, c.block_n, c.num_warps, c.num_stages, c.load_steps, c.blocks_per_sm, c.fp8,
         static_cast<int>(c.scales), static_cast<int>(c.output), c.size_n, c.size_k, c.top_k,
         c.gather);
   };
@@ -210,8 +223,11 @@ std::vector<Plan> SwapAb::joined_plans(const Gpu& gpu, const Problem& problem, F
   };
   for_each("BLOCK_SIZE_M", [&] {
     for_each("BLOCK_SIZE_N", [&] {
-      for_each("NUM_WARPS",
-               [&] { for_each("BLOCKS_PER_SM", [&] { for_each("FUSE_COMBINE", add_deepest); }); });
+      for_each("NUM_WARPS", [&] {
+        for_each("LOAD_STEPS", [&] {
+          for_each("BLOCKS_PER_SM", [&] { for_each("FUSE_COMBINE", add_deepest); });
+        });
+      });
     });
   });
   return plans;
@@ -262,6 +278,7 @@ Config config_of(const Problem& problem, Stage stage, const Point& point) {
            .block_n = point.at("BLOCK_SIZE_N"),
            .num_warps = point.at("NUM_WARPS"),
            .num_stages = point.at("NUM_STAGES"),
+           .load_steps = point.at("LOAD_STEPS"),
            .blocks_per_sm = point.at("BLOCKS_PER_SM"),
            .fp8 = fp8 ? 1 : 0,
            .scales = !fp8                                 ? Scales::none

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "cuda/tensor_map.hpp"
+#include "kernels/decode/config.hpp"
 
 namespace moetune {
 namespace {
@@ -106,7 +107,10 @@ Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& co
     quantise(weights_.w2, s.hidden_size, s.intermediate_size, weights_.w2_q, weights_.w2_scale);
   }
   tickets_ = Buffer(bytes(4, 4));
-  check_cuda(cudaMemsetAsync(tickets_.get(), 0, tickets_.size(), stream_.get()), "memset");
+  decode_counters_ = Buffer(bytes(2 * (decode::kMaxBlocksPerSm + 1), 8));
+  for (const Buffer* buffer : {&tickets_, &decode_counters_}) {
+    check_cuda(cudaMemsetAsync(buffer->get(), 0, buffer->size(), stream_.get()), "memset");
+  }
   stream_.synchronize();
 }
 
@@ -345,6 +349,33 @@ void Layer::joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& bat
   launch(stream_, gemm2.kernel, shape, p1, p2, w1.value, w2.value);
 }
 
+void Layer::decode(const GemmStep& step, TokenBatch& batch, int routing) {
+  const DeviceRouting& r = batch.routings[static_cast<std::size_t>(routing)];
+  const GemmLaunch& c = step.shape;
+  if (batch.num_slots() > decode::kMaxSlots) {
+    throw Error(ErrorKind::input,
+                fmt::format("{} tokens for {} experts each: the decode variant sorts at most {} "
+                            "slots; use another variant",
+                            batch.problem.num_tokens, problem_.shape.top_k, decode::kMaxSlots));
+  }
+  const decode::Params p{
+      .x = batch.x.get(),
+      .w13 = (c.fp8 ? weights_.w13_q : weights_.w13).get(),
+      .w2 = (c.fp8 ? weights_.w2_q : weights_.w2).get(),
+      .w13_scale = c.fp8 ? weights_.w13_scale.get<float>() : nullptr,
+      .w2_scale = c.fp8 ? weights_.w2_scale.get<float>() : nullptr,
+      .topk_ids = r.topk_ids.get<int>(),
+      .topk_weights = r.topk_weights.get<float>(),
+      .activation = activation_.get(),
+      .out = out_.get(),
+      .counters = decode_counters_.get<unsigned long long>() + std::ptrdiff_t{2} * c.blocks_per_sm,
+      .num_slots = narrow(batch.num_slots())};
+  LaunchShape shape = this->shape(std::int64_t{c.blocks_per_sm} * gpu_.num_sms,
+                                  static_cast<unsigned>(c.num_threads));
+  shape.smem_bytes = static_cast<unsigned>(c.smem_bytes);
+  launch(stream_, step.kernel, shape, p);
+}
+
 void Layer::gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) {
   const LayerShape& s = problem_.shape;
   const GemmLaunch& c = step.shape;
@@ -392,6 +423,7 @@ void Layer::enqueue(Stage stage, const GemmStep* gemm1, const GemmStep* gemm2, T
   const LayerShape& s = problem_.shape;
   const std::int64_t slots = batch.num_slots();
   const bool whole = stage == Stage::layer;
+  if (whole && gemm2->shape.whole_layer) return decode(*gemm2, batch, routing);
   if (whole) sort(gemm1, gemm2, true, batch, routing);
   const bool joins = whole && gemm2->shape.joins;
   if (joins) joined(*gemm1, *gemm2, batch, routing);

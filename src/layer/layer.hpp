@@ -114,6 +114,7 @@ class Layer {
  private:
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
   void joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& batch, int routing);
+  void decode(const GemmStep& step, TokenBatch& batch, int routing);
   GemmParams gemm_params(Stage stage, const GemmStep& step, TokenBatch& batch, int routing) const;
   // That any routing can need.
   std::int64_t max_tiles(Stage stage, const GemmLaunch& c, const TokenBatch& batch) const;
@@ -139,6 +140,7 @@ class Layer {
   Buffer activation_, activation_q_, activation_scale_;  // [slots, I], packed
   Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
   Buffer out_;                                           // bf16 [T, H]
+  Buffer decode_counters_;  // [2] for each number of blocks an SM: see decode::Params
   Buffer tickets_;                                       // of both GEMMs, 0 between launches
   Buffer tiles_done_;                                    // int [slots], of joined GEMMs
 };

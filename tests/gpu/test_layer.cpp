@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/loaded_plan.hpp"
 #include "core/error.hpp"
 #include "cuda/device.hpp"
 #include "layer/reference.hpp"
@@ -211,7 +212,7 @@ void check_points(const Variant& variant, std::size_t count) {
     std::int64_t hidden, intermediate;
   };
   // 2880-like sizes are no multiple of any tile.
-  for (const Case& c : {Case{Dtype::bf16, 360, 200}, Case{Dtype::bf16, 512, 256},
+  for (const Case& c : {Case{Dtype::bf16, 360, 200}, Case{Dtype::bf16, 544, 288},
                         Case{Dtype::fp8_block, 512, 384}, Case{Dtype::fp8_tensor, 528, 272}}) {
     if (!variant.supports(gpu, c.dtype)) continue;
     const Problem problem = small_problem(c.dtype, c.hidden, c.intermediate);
@@ -219,6 +220,7 @@ void check_points(const Variant& variant, std::size_t count) {
     options.num_routings = 2;
     const auto evaluator = make_device_evaluator(0, problem, options);
     std::vector<Step> good[2];
+    std::size_t num_tried[2] = {};
     for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
       // Few and many rows an expert: so many that every tile height is worth trying.
       std::vector<Point> points;
@@ -231,6 +233,7 @@ void check_points(const Variant& variant, std::size_t count) {
         some.resize(std::min(some.size(), count / 2));
         points.insert(points.end(), some.begin(), some.end());
       }
+      num_tried[stage == Stage::gemm1 ? 0 : 1] = points.size();
       for (const Point& point : points) {
         const Step step{std::string(to_string(stage)), std::string(variant.name()), point};
         const Trial trial =
@@ -246,15 +249,29 @@ void check_points(const Variant& variant, std::size_t count) {
         if (trial.status == TrialStatus::ok) good[stage == Stage::gemm1 ? 0 : 1].push_back(step);
       }
     }
-    REQUIRE(good[0].size() * 2 >= count);
-    REQUIRE(good[1].size() * 2 >= count);
-    std::vector<Plan> layers = variant.joined_plans(gpu, problem, default_fp8_mode(c.dtype));
-    layers.resize(std::min(layers.size(), count));
-    for (std::size_t i = 0; i < std::min({good[0].size(), good[1].size(), std::size_t{4}}); ++i) {
-      layers.push_back(Plan{{good[0][i], good[1][i]}});
+    // Where a variant has points for its GEMMs apart.
+    REQUIRE(num_tried[0] == num_tried[1]);
+    REQUIRE(good[0].size() * 2 >= num_tried[0]);
+    REQUIRE(good[1].size() * 2 >= num_tried[1]);
+    std::vector<Request> layers;
+    for (const std::int64_t num_tokens : {std::int64_t{4}, problem.num_tokens}) {
+      Problem at = problem;
+      at.num_tokens = num_tokens;
+      std::vector<Plan> joined = variant.joined_plans(gpu, at, default_fp8_mode(c.dtype));
+      std::shuffle(joined.begin(), joined.end(), std::mt19937(4));
+      joined.resize(std::min(joined.size(), count));
+      for (Plan& plan : joined) {
+        layers.push_back({Stage::layer, num_tokens, std::move(plan), 0, false});
+      }
     }
-    for (const Plan& plan : layers) {
-      const Trial trial = evaluator->evaluate({Stage::layer, problem.num_tokens, plan, 0, false});
+    for (std::size_t i = 0; i < std::min({good[0].size(), good[1].size(), std::size_t{4}}); ++i) {
+      const Plan plan{{good[0][i], good[1][i]}};
+      layers.push_back({Stage::layer, problem.num_tokens, plan, 0, false});
+    }
+    if (num_tried[0] == 0 && c.hidden % 32 == 0)
+      REQUIRE(layers.size() >= std::min<std::size_t>(count, 4));
+    for (const Request& request : layers) {
+      const Trial trial = evaluator->evaluate(request);
       CAPTURE(trial.plan.key());
       CAPTURE(trial.reason);
       CHECK(trial.status == TrialStatus::ok);
@@ -279,6 +296,51 @@ TEST_CASE("sanitizer: a few Hopper points of every dtype") {
 TEST_CASE("sanitizer: a few swapped points of every dtype") {
   if (no_gpu()) return;
   if (list_gpus()[0].cc() == 90) check_points(find_variant("swap_ab"), 4);
+}
+
+TEST_CASE("sanitizer: a few one-launch layers of every dtype") {
+  if (no_gpu()) return;
+  if (list_gpus()[0].cc() >= 90) check_points(find_variant("decode"), 4);
+}
+
+// What a launch leaves behind must suit the next, whatever its routing: counters, tickets, sums.
+TEST_CASE("layer: plans whose GEMMs share a launch are right after a million calls") {
+  if (no_gpu()) return;
+  const Gpu gpu = list_gpus()[0];
+  constexpr int kRoutings = 50;
+  constexpr int kBatches = 10;
+  constexpr int kReplays = 1'000'000 / kRoutings / kBatches;
+  for (const Dtype dtype : {Dtype::bf16, Dtype::fp8_block}) {
+    Problem problem = small_problem(dtype, 256, 256);
+    problem.num_tokens = 5;
+    const Fp8Mode fp8 = default_fp8_mode(dtype);
+    Compiler compiler(arch_name(gpu), "", 0);
+    Layer layer(gpu, problem, is_fp8(dtype), compiler);
+    const auto batch = layer.make_batch(problem, kRoutings);
+    for (const auto& variant : variants()) {
+      const std::vector<Plan> plans = variant->supports(gpu, dtype)
+                                          ? variant->joined_plans(gpu, problem, fp8)
+                                          : std::vector<Plan>{};
+      if (plans.empty()) continue;
+      const Plan& plan = plans[plans.size() / 2];
+      CAPTURE(plan.key());
+      const LoadedPlan loaded(gpu, problem, plan, compiler);
+      loaded.check(layer, *batch, "the first call");
+      const Graph graph(layer.stream(), [&] {
+        // The judge's is routing 0.
+        for (int r = kRoutings - 1; r >= 0; --r) loaded.enqueue(layer, *batch, r);
+      });
+      for (int i = 0; i < kBatches; ++i) {
+        layer.poison();
+        for (int replay = 0; replay < kReplays; ++replay) graph.launch(layer.stream());
+        const Deviation deviation =
+            compare(layer, loaded.result(layer, *batch), nullptr,
+                    batch->reference[is_fp8(dtype) ? 1 : 0]->out.get<float>(), problem.num_tokens,
+                    problem.shape.hidden_size);
+        CHECK(judge_deviation(deviation, tolerance(is_fp8(dtype))) == "");
+      }
+    }
+  }
 }
 
 TEST_CASE("layer: many tokens are sorted by several blocks and give the same result") {

@@ -1,0 +1,211 @@
+// Host half of the layer in one launch (moe_layer.cu): space, rules, compilation, time model.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/decode/host.hpp"
+#include "kernels/expected.hpp"
+
+namespace moetune::decode {
+namespace {
+
+using Violation = std::optional<std::string>;
+
+class Decode final : public Variant {
+ public:
+  std::string_view name() const override { return "decode"; }
+  std::string_view help() const override {
+    return "the whole layer in one launch, for a handful of tokens; bf16 and fp8_block, sm_90 and "
+           "later";
+  }
+  bool supports(const Gpu& gpu, Dtype dtype) const override {
+    return gpu.cc() >= 90 && dtype != Dtype::fp8_tensor;
+  }
+  SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
+                    Fp8Mode fp8) const override;
+  KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
+                      const Point& point) const override;
+  GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const override;
+  double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                    const Point& point) const override;
+  std::vector<Plan> joined_plans(const Gpu& gpu, const Problem& problem,
+                                 Fp8Mode fp8) const override;
+};
+
+SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
+  SearchSpace space;
+  std::vector<int> fp8_values{0, 1};
+  if (fp8 == Fp8Mode::off) fp8_values = {0};
+  if (fp8 == Fp8Mode::on) fp8_values = {1};
+  space.parameters = {
+      {"BLOCK_SIZE_M", {1, 2, 4, 8}, 1, "rows (token slots) of a tile"},
+      {"NUM_WARPS", {4, 8, 16}, 16, "each with its own ring of stages"},
+      {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10, 12}, 3, "of 16 weight rows for each warp"},
+      {"STEP_BYTES", {128, 256}, 256, "of each weight row in a stage"},
+      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 weights, 0: bf16"},
+      {"BLOCKS_PER_SM", {1, 2, 4}, 1, "thread blocks on a multiprocessor"}};
+  if (stage == Stage::gemm2) {
+    Parameter sum = fuse_combine();
+    sum.values = {1};
+    sum.reference = 1;
+    space.parameters.push_back(sum);
+    space.parameters.push_back({"JOIN_GEMM1", {1}, 1, "1: one launch does the whole layer"});
+  }
+  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
+    space.constraints.push_back({name, std::move(violation)});
+  };
+  const auto spare = [&rule, &space](const char* name,
+                                     std::function<Violation(const Point&)> violation) {
+    rule(name, std::move(violation));
+    space.constraints.back().spares_search = true;
+  };
+  // First, as it says most.
+  spare("joined", [](const Point&) -> Violation {
+    return "both GEMMs are one launch: it is tried in whole layers";
+  });
+  rule("slots", [problem](const Point&) -> Violation {
+    const std::int64_t slots = problem.num_tokens * problem.shape.top_k;
+    if (slots <= kMaxSlots) return {};
+    return fmt::format("{} tokens for {} experts each are more than the {} slots a block sorts",
+                       problem.num_tokens, problem.shape.top_k, kMaxSlots);
+  });
+  rule("multiples", [problem](const Point& p) -> Violation {
+    const LayerShape& s = problem.shape;
+    const std::int64_t of = p.at("FP8") == 1 ? kScaleGroup : 32;
+    if (s.hidden_size % of == 0 && s.intermediate_size % of == 0) return {};
+    return fmt::format("H {} and I {} must be multiples of {}", s.hidden_size, s.intermediate_size,
+                       of);
+  });
+  rule("registers", [](const Point& p) -> Violation {
+    const int threads = p.at("NUM_WARPS") * 32 * p.at("BLOCKS_PER_SM");
+    if (threads <= 512) return {};
+    return fmt::format("{} threads on a multiprocessor leave {} registers each", threads,
+                       65536 / threads);
+  });
+  rule("shared_memory", [gpu, problem](const Point& p) -> Violation {
+    const Config c = config_of(problem, p);
+    const int need = decode::smem_bytes(c) + kSortedBytes;
+    // A block's own 1024 bytes are the driver's.
+    const int allowed =
+        c.blocks_per_sm == 1 ? gpu.smem_per_block : gpu.smem_per_sm / c.blocks_per_sm - 1024;
+    if (need <= allowed) return {};
+    return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
+  });
+  spare("many_tokens", [problem](const Point&) -> Violation {
+    constexpr std::int64_t kTokens = 16;  // beyond, a launch's time is little
+    if (problem.num_tokens <= kTokens) return {};
+    return fmt::format("a launch saved is little at more than {} tokens", kTokens);
+  });
+  spare("padding", [problem](const Point& p) -> Violation {
+    const auto most = std::bit_ceil(static_cast<std::uint64_t>(problem.num_tokens));
+    const int block_m = p.at("BLOCK_SIZE_M");
+    if (block_m == 1 || static_cast<std::uint64_t>(block_m) <= most) return {};
+    return fmt::format("{} tokens have no {} rows of an expert", problem.num_tokens, block_m);
+  });
+  spare("many_rows", [problem](const Point& p) -> Violation {
+    if (p.at("BLOCK_SIZE_M") == kMaxBlockM || mean_rows(problem) * 1.5 < p.at("BLOCK_SIZE_M") ||
+        problem.num_tokens == 1)
+      return {};
+    return fmt::format("{:.1f} rows an expert often take several tiles of {}", mean_rows(problem),
+                       p.at("BLOCK_SIZE_M"));
+  });
+  spare("few_warps", [](const Point& p) -> Violation {
+    if (p.at("NUM_WARPS") * p.at("BLOCKS_PER_SM") >= 8) return {};
+    return "fewer than 8 warps on a multiprocessor leave it idle between loads";
+  });
+  return space;
+}
+
+KernelSource Decode::source(const Gpu&, const Problem& problem, Stage, const Point& point) const {
+  const Config c = config_of(problem, point);
+  return {"decode/moe_layer.cu",
+          {fmt::format(
+              "moetune::decode::moe_layer<moetune::decode::Config{{.block_m = {}, .num_warps = {}, "
+              ".blocks_per_sm = {}, .num_stages = {}, .step_bytes = {}, .fp8 = {}, .hidden_size = "
+              "{}, .intermediate_size = {}, .top_k = {}}}>",
+              c.block_m, c.num_warps, c.blocks_per_sm, c.num_stages, c.step_bytes, c.fp8,
+              c.hidden_size, c.intermediate_size, c.top_k)},
+          {}};
+}
+
+GemmLaunch Decode::launch(const Problem& problem, Stage stage, const Point& point) const {
+  const Config c = config_of(problem, point);
+  const bool first = stage == Stage::gemm1;
+  return {.num_threads = num_threads(c),
+          .smem_bytes = decode::smem_bytes(c),
+          .block_m = c.block_m,
+          .tile_columns = first ? kWeightRows / 2 : kWeightRows,
+          .fp8 = c.fp8 == 1,
+          .output = first ? Output::swiglu : Output::weighted_sum,
+          .blocks_per_sm = c.blocks_per_sm,
+          .joins = !first,
+          .whole_layer = !first};
+}
+
+// Of every height of tiles, count of warps and step the points with the deepest ring.
+std::vector<Plan> Decode::joined_plans(const Gpu& gpu, const Problem& problem, Fp8Mode fp8) const {
+  std::vector<Plan> plans;
+  if (!supports(gpu, problem.dtype)) return plans;
+  SearchSpace space = this->space(gpu, problem, Stage::gemm2, fp8);
+  std::erase_if(space.constraints, [](const Constraint& c) { return c.name == "joined"; });
+  const std::vector<int> stages = space.find("NUM_STAGES")->values;
+  Point point = space.reference();
+  const auto for_each = [&](const char* parameter, auto&& body) {
+    for (const int value : space.find(parameter)->values) {
+      point.set(parameter, value);
+      body();
+    }
+  };
+  const auto add_deepest = [&] {
+    for (auto count = stages.rbegin(); count != stages.rend(); ++count) {
+      point.set("NUM_STAGES", *count);
+      if (space.reject(point)) continue;
+      Point first;
+      for (const auto& [name, value] : point.values()) {
+        if (name != "FUSE_COMBINE" && name != "JOIN_GEMM1") first.set(name, value);
+      }
+      const std::string variant(name());
+      plans.push_back({{{"gemm1", variant, first}, {"gemm2", variant, point}}});
+      return;
+    }
+  };
+  for_each("BLOCK_SIZE_M", [&] {
+    for_each("NUM_WARPS", [&] {
+      for_each("STEP_BYTES",
+               [&] { for_each("FP8", [&] { for_each("BLOCKS_PER_SM", add_deepest); }); });
+    });
+  });
+  return plans;
+}
+
+// The time to read the weights: there is no more to say.
+double Decode::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
+                          const Point& point) const {
+  const Config c = config_of(problem, point);
+  const bool first = stage == Stage::gemm1;
+  const double gbps = gpu.read_gbps > 0 ? gpu.read_gbps : 1000;
+  const double rows = static_cast<double>(first ? 2 * c.intermediate_size : c.hidden_size);
+  return active_experts(problem) * rows * row_bytes(c, first) / gbps / 1e3 + 2;
+}
+
+}  // namespace
+
+Config config_of(const Problem& problem, const Point& point) {
+  const LayerShape& shape = problem.shape;
+  return {.block_m = point.at("BLOCK_SIZE_M"),
+          .num_warps = point.at("NUM_WARPS"),
+          .blocks_per_sm = point.at("BLOCKS_PER_SM"),
+          .num_stages = point.at("NUM_STAGES"),
+          .step_bytes = point.at("STEP_BYTES"),
+          .fp8 = point.at("FP8"),
+          .hidden_size = static_cast<int>(shape.hidden_size),
+          .intermediate_size = static_cast<int>(shape.intermediate_size),
+          .top_k = static_cast<int>(shape.top_k)};
+}
+
+std::unique_ptr<Variant> make_decode() {
+  return std::make_unique<Decode>();
+}
+
+}  // namespace moetune::decode

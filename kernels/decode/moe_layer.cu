@@ -494,13 +494,12 @@ struct Block {
     int ticket = 0;
     if (threadIdx.x % 32 == 0) {
       int* const posted = sorted.tickets + num_done % 2;
-      if (atomicCAS(posted, kUnknown, kBeingTaken) == kUnknown) {
+      do {
+        ticket = atomicCAS(posted, kUnknown, kBeingTaken);
+      } while (ticket == kBeingTaken);
+      if (ticket == kUnknown) {
         ticket = static_cast<int>(take_ticket(p.counters) - first_ticket);
-        *static_cast<volatile int*>(posted) = ticket;
-      } else {
-        do {
-          ticket = *static_cast<volatile int*>(posted);
-        } while (ticket < 0);
+        atomicExch(posted, ticket);
       }
     }
     return __shfl_sync(0xffffffffu, ticket, 0);

@@ -32,7 +32,6 @@ cudaKernel_t Module::kernel(std::string_view expression) const {
 }
 
 void allow_smem(cudaKernel_t kernel, unsigned bytes) {
-  if (bytes <= 48 * 1024) return;
   check_cuda(
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),

@@ -29,7 +29,8 @@ void check_all_points(const Gpu& gpu, const Problem& problem, Mxfp8Layer& layer)
     int spilled = 0;
     const auto check = [&](const Mxfp8Config& config, const Tolerance& tolerance) {
       try {
-        CHECK(judge_deviation(layer.check(stage, config), tolerance) == "");
+        const std::string defect = judge_deviation(layer.check(stage, config), tolerance);
+        CHECK(defect == "");
         ++checked;
       } catch (const Error& error) {
         if (std::string(error.what()).find("spill") == std::string::npos) throw;

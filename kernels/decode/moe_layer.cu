@@ -671,8 +671,10 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm) moe_layer(con
     sorted.tickets[0] = kUnknown;
   }
   sort_slots<C>(p, reinterpret_cast<int*>(smem), sorted);
+  const int ticket = sorted.tickets[1];
+  __syncthreads();  // before the block's first thread writes there again
   Block<C> block{p, shared, sorted, static_cast<int>(gridDim.x), sorted.first_ticket};
-  block.run(sorted.tickets[1]);
+  block.run(ticket);
 }
 
 }  // namespace moetune::decode

@@ -149,7 +149,8 @@ std::vector<Plan> Decode::joined_plans(const Gpu& gpu, const Problem& problem, F
   if (!supports(gpu, problem.dtype)) return plans;
   SearchSpace space = this->space(gpu, problem, Stage::gemm2, fp8);
   std::erase_if(space.constraints, [](const Constraint& c) { return c.name == "joined"; });
-  const std::vector<int> stages = space.find("NUM_STAGES")->values;
+  const std::vector<int>& stages = space.find("NUM_STAGES")->values;
+  const std::vector<int> deepest_first(stages.rbegin(), stages.rend());
   Point point = space.reference();
   const auto for_each = [&](const char* parameter, auto&& body) {
     for (const int value : space.find(parameter)->values) {
@@ -158,8 +159,8 @@ std::vector<Plan> Decode::joined_plans(const Gpu& gpu, const Problem& problem, F
     }
   };
   const auto add_deepest = [&] {
-    for (auto count = stages.rbegin(); count != stages.rend(); ++count) {
-      point.set("NUM_STAGES", *count);
+    for (const int count : deepest_first) {
+      point.set("NUM_STAGES", count);
       if (space.reject(point)) continue;
       Point first;
       for (const auto& [name, value] : point.values()) {

@@ -107,7 +107,7 @@ Layer::Layer(const Gpu& gpu, const Problem& problem, bool with_fp8, Compiler& co
     quantise(weights_.w2, s.hidden_size, s.intermediate_size, weights_.w2_q, weights_.w2_scale);
   }
   tickets_ = Buffer(bytes(4, 4));
-  decode_counters_ = Buffer(bytes(2 * (decode::kMaxBlocksPerSm + 1), 8));
+  decode_counters_ = Buffer(bytes(std::int64_t{2} * (decode::kMaxBlocksPerSm + 1), 8));
   for (const Buffer* buffer : {&tickets_, &decode_counters_}) {
     check_cuda(cudaMemsetAsync(buffer->get(), 0, buffer->size(), stream_.get()), "memset");
   }

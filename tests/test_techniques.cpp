@@ -65,6 +65,29 @@ TEST_CASE("techniques: a parameter is set in both GEMMs, and a variant that lack
   CHECK(holds(set_parameter(plan, "FUSE_SWIGLU", 1), "gemm2 of portable has no FUSE_SWIGLU"));
 }
 
+TEST_CASE(
+    "techniques: a pair starts from the reference point where the best plan lacks the parameter") {
+  const Gpu gpu = known_gpu("h200");
+  const Problem problem{{"m", 64, 8, 2048, 1024}, Dtype::bf16, 16, {}, 0};
+  const Plan reference = reference_plan(gpu, problem);
+  Plan plan = reference;
+  CHECK(with_parameter(plan, "ORDER", reference) == "");
+  CHECK(plan == reference);
+  for (const char* name : {"swap_ab", "decode"}) {
+    plan = find_variant(name).joined_plans(gpu, problem, Fp8Mode::off).at(0);
+    CHECK(holds(with_parameter(plan, "FUSE_SWIGLU", reference, "gemm1"),
+                fmt::format("share a launch of {}", name)));
+    CHECK(plan == reference);
+  }
+  plan.steps[1].variant = "hopper";
+  plan.steps[1].point =
+      find_variant("hopper").space(gpu, problem, Stage::gemm2, Fp8Mode::off).reference();
+  CHECK(with_parameter(plan, "FUSE_SWIGLU", reference, "gemm1") == "");
+  CHECK(with_parameter(plan, "SPLIT_K", reference) ==
+        "hopper has no SPLIT_K: gemm2 starts from the reference point");
+  CHECK(plan == reference);
+}
+
 TEST_CASE("techniques command: it needs a GPU and bf16, and goes with no other mode") {
   const TemporaryDirectory directory;
   const auto run = [&](const std::string& arguments) {

@@ -37,18 +37,6 @@ std::string plan_text(const Plan& plan) {
   return fmt::format("{} {}", step_text(plan, "gemm1"), step_text(plan, "gemm2"));
 }
 
-// Steps of variants that lack the parameter are replaced by the reference point's; says so.
-std::string with_parameter(Plan& plan, std::string_view name, const Plan& reference) {
-  std::string note;
-  for (Step& step : plan.steps) {
-    if (step.point.has(name)) continue;
-    note += fmt::format("{}{} has no {}: {} starts from the reference point",
-                        note.empty() ? "" : "; ", step.variant, name, step.op);
-    step = *reference.find(step.op);
-  }
-  return note;
-}
-
 // Steps that multiply in bf16, as the reference point's do, get their variant's fp8 reference.
 void multiply_in_fp8(Plan& plan, const Gpu& gpu, Problem problem) {
   problem.dtype = Dtype::fp8_block;
@@ -74,6 +62,25 @@ std::string set_parameter(Plan& plan, std::string_view name, int value) {
     step.point.set(name, value);
   }
   return "";
+}
+
+std::string with_parameter(Plan& plan, std::string_view name, const Plan& reference,
+                           std::string_view op) {
+  const Step* const last = plan.find("gemm2");
+  if (last != nullptr && last->point.value_or("JOIN_GEMM1", 0) == 1) {
+    std::string note = fmt::format(
+        "both GEMMs share a launch of {}: {} starts from the reference point", last->variant, name);
+    plan = reference;
+    return note;
+  }
+  std::string note;
+  for (Step& step : plan.steps) {
+    if (step.point.has(name) || !(op.empty() || op == step.op)) continue;
+    note += fmt::format("{}{} has no {}: {} starts from the reference point",
+                        note.empty() ? "" : "; ", step.variant, name, step.op);
+    step = *reference.find(step.op);
+  }
+  return note;
 }
 
 Techniques::Techniques(const Gpu& gpu, const Problem& problem, const std::string& cache_dir)
@@ -175,6 +182,7 @@ TechniquePair Techniques::tile_order(const Plan& plan, TokenBatch& batch) {
   pair.name = "column-major tile order";
   pair.expected = kOrderRange;
   Plan walked = plan;
+  pair.note = with_parameter(walked, "ORDER", reference_plan(gpu_, problem_));
   set_parameter(walked, "GROUP_SIZE_M", 1);  // which only acts on the row-major walk
   set_parameter(walked, "ORDER", 0);
   pair.without = measure_plan("row-major", walked, batch, false);
@@ -211,6 +219,7 @@ TechniquePair Techniques::fused_swiglu(const Plan& plan, TokenBatch& batch) {
   TechniquePair pair;
   pair.name = "SwiGLU in GEMM1's epilogue";
   Plan fused = plan;
+  pair.note = with_parameter(fused, "FUSE_SWIGLU", reference_plan(gpu_, problem_), "gemm1");
   for (Step& step : fused.steps)
     if (step.op == "gemm1" && step.point.has("SPLIT_K")) step.point.set("SPLIT_K", 1);
   const auto set = [&](int value) {

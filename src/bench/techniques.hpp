@@ -50,4 +50,10 @@ class Techniques {
 // `plan` with a parameter set in both GEMMs, where they have it. Returns "" or which step lacks it.
 std::string set_parameter(Plan& plan, std::string_view name, int value);
 
+// Where a pair starts from: steps whose variant lacks the parameter, and plans whose GEMMs share a
+// launch, are replaced by the reference point's. `op`: only this step needs it. Returns "" or what
+// was replaced and why.
+std::string with_parameter(Plan& plan, std::string_view name, const Plan& reference,
+                           std::string_view op = "");
+
 }  // namespace moetune

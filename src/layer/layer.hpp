@@ -141,8 +141,8 @@ class Layer {
   Buffer y_;                                             // bf16 [slots, H] or fp32 partial sums
   Buffer out_;                                           // bf16 [T, H]
   Buffer decode_counters_;  // [2] for each number of blocks an SM: see decode::Params
-  Buffer tickets_;                                       // of both GEMMs, 0 between launches
-  Buffer tiles_done_;                                    // int [slots], of joined GEMMs
+  Buffer tickets_;          // of both GEMMs, 0 between launches
+  Buffer tiles_done_;       // int [slots], of joined GEMMs
 };
 
 // Throws Error(device) saying how much memory the layer needs when it is more than `free_bytes`.

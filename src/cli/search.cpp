@@ -108,6 +108,10 @@ SearchSettings make_settings(const SearchOptions& options, const Problem& proble
   settings.deterministic = options.deterministic;
   settings.fp8 = fp8_mode(options, problem.dtype);
   if (!options.budget.empty()) settings.budget = parse_budget(options.budget);
+  if (const std::uint64_t num_trials = settings.budget.num_trials; num_trials > 0) {
+    spdlog::info("budget: {} trials, about {} for each GEMM and token count; a time is written {}s",
+                 num_trials, num_trials / (2 * settings.token_counts.size()), num_trials);
+  }
   if (options.start == "table" || options.start.ends_with(".json")) {
     settings.start_table = read_table(options.start == "table" ? paths.table : options.start);
   } else if (!options.start.empty()) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "core/error.hpp"
@@ -15,6 +16,22 @@ namespace {
 // Asked of a strategy before it sees how the first of them did: all of a grid in practice, and a
 // bound on what a strategy without end may cost.
 constexpr std::size_t kWindow = 4096;
+
+// Every variant's first, then every variant's second and so on: a model that is too kind to one
+// must not cost a small budget the others.
+void take_turns(std::vector<Candidate>& queue) {
+  std::map<const Variant*, std::size_t> counts;
+  std::vector<std::pair<std::size_t, Candidate>> ranked;
+  ranked.reserve(queue.size());
+  for (Candidate& candidate : queue) {
+    const std::size_t rank = counts[candidate.variant]++;
+    ranked.emplace_back(rank, std::move(candidate));
+  }
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  queue.clear();
+  for (auto& [rank, candidate] : ranked) queue.push_back(std::move(candidate));
+}
 
 }  // namespace
 
@@ -109,6 +126,7 @@ bool Proposals::refill(double best_us) {
   std::stable_sort(queue.begin(), queue.end(), [](const Candidate& a, const Candidate& b) {
     return a.predicted_us < b.predicted_us;
   });
+  take_turns(queue);
   return !queue.empty();
 }
 

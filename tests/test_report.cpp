@@ -48,6 +48,10 @@ TEST_CASE("compact: known parameters are short and what says nothing is left out
                        {"SPLIT_K", 4},
                        {"FUSE_SWIGLU", 1},
                        {"CLUSTER", 2}})) == "M16 FP8 G16 O1 SK4 FUSED CLUSTER=2");
+  CHECK(compact(Point(
+            {{"NUM_STAGES", 2}, {"STEP_BYTES", 256}, {"LOAD_STEPS", 1}, {"JOIN_GEMM1", 1}})) ==
+        "S2 ST256 JOINED");
+  CHECK(compact(Point({{"LOAD_STEPS", 2}, {"JOIN_GEMM1", 0}})) == "L2");
   CHECK(compact(Point()).empty());
 }
 
@@ -169,8 +173,9 @@ TEST_CASE("summary text: a measured search") {
      1  M16    M32 FP8      50.0         100.0    2.00x  0.00310  measured
     64  M16    M32 FP8     100.0          50.0    0.50x  0.00310  measured  tie
 M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,
-C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, SUMS: FUSE_COMBINE,
-GATHER0: rows are packed first; left out: G1, SK1, C1, B1, O0 and switches that are off
+C: CLUSTER_SIZE, B: BLOCKS_PER_SM, L: LOAD_STEPS, ST: STEP_BYTES, FUSED: FUSE_SWIGLU,
+SUMS: FUSE_COMBINE, JOINED: JOIN_GEMM1, GATHER0: rows are packed first;
+left out: G1, SK1, C1, B1, L1, O0 and switches that are off
 kernel variant: portable
 tie: another plan's time was within noise of this one's
 

@@ -59,7 +59,13 @@ std::vector<KernelSource> stage_sources(const Variant& variant, const Gpu& gpu, 
   for (const std::int64_t num_tokens : options.token_counts) {
     Problem at = problem;
     at.num_tokens = num_tokens;
-    for (Point& point : enumerate(variant.space(gpu, at, stage, fp8)).points) {
+    std::vector<Point> legal = enumerate(variant.space(gpu, at, stage, fp8)).points;
+    if (stage == Stage::gemm2) {  // which then does GEMM1 too
+      for (const Plan& plan : variant.joined_plans(gpu, at, fp8)) {
+        legal.push_back(plan.find(to_string(stage))->point);
+      }
+    }
+    for (Point& point : legal) {
       const auto expressions = variant.source(gpu, at, stage, point).expressions;
       if (seen.insert(fmt::format("{}", fmt::join(expressions, "\n"))).second) {
         points.push_back(std::move(point));

@@ -18,7 +18,7 @@ struct Short {
   int silent;
 };
 constexpr int kNever = -1;
-constexpr std::array<Short, 15> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
+constexpr std::array<Short, 18> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"BLOCK_SIZE_N", "N", kNever},
                                            {"BLOCK_SIZE_K", "K", kNever},
                                            {"NUM_WARPS", "W", kNever},
@@ -32,11 +32,15 @@ constexpr std::array<Short, 15> kShort = {{{"BLOCK_SIZE_M", "M", kNever},
                                            {"PING_PONG", "PINGPONG", 0},
                                            {"CLUSTER_SIZE", "C", 1},
                                            {"BLOCKS_PER_SM", "B", 1},
+                                           {"LOAD_STEPS", "L", 1},
+                                           {"STEP_BYTES", "ST", kNever},
+                                           {"JOIN_GEMM1", "JOINED", 0},
                                            {"GATHER", "GATHER", 1}}};
 constexpr std::string_view kLegend =
     "M N K: BLOCK_SIZE, W: NUM_WARPS, S: NUM_STAGES, G: GROUP_SIZE_M, O: ORDER, SK: SPLIT_K,\n"
-    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, FUSED: FUSE_SWIGLU, SUMS: FUSE_COMBINE,\n"
-    "GATHER0: rows are packed first; left out: G1, SK1, C1, B1, O0 and switches that are off\n";
+    "C: CLUSTER_SIZE, B: BLOCKS_PER_SM, L: LOAD_STEPS, ST: STEP_BYTES, FUSED: FUSE_SWIGLU,\n"
+    "SUMS: FUSE_COMBINE, JOINED: JOIN_GEMM1, GATHER0: rows are packed first;\n"
+    "left out: G1, SK1, C1, B1, L1, O0 and switches that are off\n";
 
 std::string step_text(const Plan& plan, std::string_view op, bool with_variant) {
   const Step* step = plan.find(op);

@@ -37,7 +37,8 @@ class Module {
   std::map<std::string, cudaKernel_t, std::less<>> kernels_;
 };
 
-// Raises a kernel's dynamic shared memory limit; once, before its first launch.
+// Sets a kernel's dynamic shared memory limit; once, before its first launch. Small ones need it
+// too where static shared memory makes the sum more than 48 KB.
 void allow_smem(cudaKernel_t kernel, unsigned bytes);
 
 // Enqueues; throws Error(device) when the launch is refused.

@@ -22,9 +22,6 @@ namespace {
 // A graph longer than this is screened with fewer calls: its weights no longer fit any cache, so
 // further routings add time but no information.
 constexpr double kLongGraphUs = 2000;
-// Long samples scatter little; with the second round's they are 20 again.
-constexpr double kLongSampleUs = 20000;
-constexpr int kLongSamples = 10;
 constexpr int kScreeningSamples = 3;
 // The call that was checked is a first look, its launch included: enough to drop a long call that
 // took this much more than the limit.
@@ -272,9 +269,6 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
           std::clamp(static_cast<int>(kLongGraphUs / call_us), 1, options.num_calls);
       options.num_warmups = 0;
     }
-  } else if (call_us * options.num_calls > kLongSampleUs) {
-    options.num_warmups = 1;
-    options.num_samples = kLongSamples;
   }
   const Graph graph(layer_->stream(), [&] {
     for (int r = 0; r < options.num_calls; ++r) {

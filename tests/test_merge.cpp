@@ -62,7 +62,7 @@ TEST_CASE("merge: tables of shards give one table, whatever their order") {
   CHECK(merged.entries.size() == 4);
   CHECK(merged.entries.at(8).timing.median_us == 19);
   CHECK(merged.command == shards[1].command);
-  CHECK(merged.complete);
+  CHECK(merged.complete());
   const std::vector<std::size_t> first{0, 1, 2};
   std::vector<std::size_t> order = first;
   while (std::next_permutation(order.begin(), order.end())) {
@@ -100,13 +100,13 @@ TEST_CASE(
   CHECK_FALSE(is_better_entry(small, large));
 }
 
-TEST_CASE(
-    "merge: an interrupted shard leaves the table incomplete unless others have its entries") {
+TEST_CASE("merge: what an interrupted shard misses is missing unless others have it") {
   std::vector<Table> shards{table_with({1, 8}, 20), table_with({8}, 19)};
-  shards[1].complete = false;
-  CHECK(merge_tables(shards).complete);
-  shards[1].entries[64] = entry_at(shards[1].identity, 64, 30);
-  CHECK_FALSE(merge_tables(shards).complete);
+  shards[1].missing = {1};
+  CHECK(merge_tables(shards).complete());
+  shards[1].missing = {1, 64};
+  const std::set<std::int64_t> left{64};
+  CHECK(merge_tables(shards).missing == left);
 }
 
 TEST_CASE("merge: tables of different kernels, GPUs or routings do not belong together") {

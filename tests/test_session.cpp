@@ -94,7 +94,7 @@ TEST_CASE("search: every token count gets the best layer, and its time beside th
   FakeSearch fake;
   FakeEvaluator evaluator;
   const SearchResult result = fake.run(evaluator);
-  CHECK(result.table.complete);
+  CHECK(result.table.complete());
   CHECK(result.missing.empty());
   REQUIRE(result.table.entries.size() == 3);
   for (const auto& [num_tokens, entry] : result.table.entries) {
@@ -210,7 +210,7 @@ TEST_CASE("search: points that fail are data and never win") {
   CHECK(records(fake.journal_path(), "run").at(0).at("status").at("wrong_result") == 8);
 }
 
-TEST_CASE("search: where nothing works there is no entry and the table is incomplete") {
+TEST_CASE("search: where nothing works there is no entry and the table says so") {
   FakeSearch fake;
   FakeEvaluator evaluator;
   evaluator.alter = [](const Request& request, Trial& trial) {
@@ -218,7 +218,8 @@ TEST_CASE("search: where nothing works there is no entry and the table is incomp
   };
   const SearchResult result = fake.run(evaluator);
   CHECK(result.missing == std::vector<std::int64_t>{32});
-  CHECK_FALSE(result.table.complete);
+  const std::set<std::int64_t> missing{32};
+  CHECK(result.table.missing == missing);
   CHECK(result.table.entries.size() == 2);
 }
 
@@ -242,7 +243,7 @@ TEST_CASE("search: a budget of trials is shared, so that no token count is left 
   fake.settings.budget.num_trials = 30;
   FakeEvaluator evaluator;
   const SearchResult result = fake.run(evaluator);
-  CHECK(result.table.complete);
+  CHECK(result.table.complete());
   int looks = 0;
   for (const std::int64_t num_tokens : fake.settings.token_counts) {
     for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
@@ -295,7 +296,7 @@ TEST_CASE(
     const SearchResult stopped =
         fake.run(first, false, [&] { return first.requests.size() >= at; });
     CHECK(stopped.interrupted);
-    CHECK_FALSE(stopped.table.complete);
+    CHECK_FALSE(stopped.table.complete());
     CHECK(first.requests.size() == at);
     for (const auto& [num_tokens, entry] : stopped.table.entries) {
       CHECK(entry.plan == expected.table.entries.at(num_tokens).plan);
@@ -304,7 +305,7 @@ TEST_CASE(
     const SearchResult resumed = fake.run(rest, true);
     CHECK(rest.requests.size() == all.requests.size() - at);
     CHECK(resumed.num_resumed == at);
-    CHECK(resumed.table.complete);
+    CHECK(resumed.table.complete());
     CHECK(entries_of(resumed.table_path) == wanted);
   }
 }
@@ -333,7 +334,7 @@ TEST_CASE("search: guided finds what a grid finds with fewer looks, also stopped
   CHECK(std::ranges::any_of(turn, all.requests.end(), [](const Request& request) {
     return request.stage == Stage::gemm1 && request.num_tokens == 16 && !request.thorough;
   }));
-  CHECK(found.table.complete);
+  CHECK(found.table.complete());
   CHECK(2 * all.requests.size() < exhaustive.requests.size());
   for (const auto& [num_tokens, entry] : best.table.entries) {
     CHECK(found.table.entries.at(num_tokens).timing.median_us <= entry.timing.median_us * 1.01);
@@ -380,7 +381,7 @@ TEST_CASE("search: killed at any moment, --resume repeats at most one trial and 
     FakeEvaluator rest;
     const SearchResult resumed = fake.run(rest, true);
     CHECK(rest.requests.size() + resumed.num_resumed == all.requests.size());
-    CHECK(resumed.table.complete);
+    CHECK(resumed.table.complete());
     CHECK(entries_of(resumed.table_path) == wanted);
   }
 }
@@ -404,9 +405,9 @@ TEST_CASE("search: a full disk ends it with one error; journal and table stay re
   CHECK(read_journal(fake.journal_path()).warnings.empty());
   const std::string table = fake.folder + "/tables/" + table_file_name(fake.table.identity);
   CHECK_FALSE(read_table(table).entries.empty());
-  CHECK_FALSE(read_table(table).complete);
+  CHECK_FALSE(read_table(table).complete());
   FakeEvaluator rest;
-  CHECK(fake.run(rest, true).table.complete);
+  CHECK(fake.run(rest, true).table.complete());
 }
 
 TEST_CASE("search: a smaller search makes no entry of the table worse") {
@@ -425,7 +426,7 @@ TEST_CASE("search: tuning some token counts of a complete table again leaves it 
   fake.run(evaluator);
   fake.settings.token_counts = {16, 32};
   const Table table = read_table(fake.run(evaluator).table_path);
-  CHECK(table.complete);
+  CHECK(table.complete());
   CHECK(table.entries.size() == 3);
 }
 

@@ -159,7 +159,7 @@ TEST_CASE("table: wrong values are refused with field, value and what was expect
                 json["entries"]["8"]["plan"][0]["point"]["BLOCK_SIZE_M"] = 4294967360;
               }),
               "entries.8.plan.0.point.BLOCK_SIZE_M is 4294967360"));
-  CHECK(holds(refusal([](Json& json) { json["schema_version"] = 2; }), "schema_version is 2"));
+  CHECK(holds(refusal([](Json& json) { json["schema_version"] = 1; }), "schema_version is 1"));
   CHECK(holds(refusal([](Json& json) { json["seed"] = -1; }), "seed is -1"));
   CHECK(holds(refusal([](Json& json) { json["routing"] = "hot:0"; }), "hot:0"));
   CHECK(holds(refusal([](Json& json) { json["identity"]["dtype"] = "int4"; }), "identity.dtype"));

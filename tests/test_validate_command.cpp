@@ -64,7 +64,7 @@ TEST_CASE("validate command: a table that falls short exits with 1") {
   const Result uncovered = validate(
       fmt::format("'{}' --device offline:h200", write_table(directory.path(), current_table())));
   CHECK(uncovered.code == 1);
-  CHECK(holds(uncovered.out, "no entry for 15 of 18 token counts"));
+  CHECK(holds(uncovered.out, "no entry for 15 token counts"));
   const Result other = validate(fmt::format("'{}' --device offline:a100 --tokens 1", path));
   CHECK(other.code == 1);
   CHECK(holds(other.out, "the table is for GPU 'NVIDIA H200'"));

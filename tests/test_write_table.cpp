@@ -60,15 +60,20 @@ TEST_CASE("write_table: merges with a table of the same identity") {
   CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 1);
 }
 
-TEST_CASE("write_table: stays incomplete until every entry of the interrupted search is replaced") {
+TEST_CASE(
+    "write_table: what an interrupted search left out is missing until any search fills it in") {
   const TemporaryDirectory directory;
   Table interrupted = sample_table();
-  interrupted.complete = false;
-  write_table(directory.path(), interrupted);
-  Table part = sample_table();
-  part.entries.erase(1);
-  CHECK_FALSE(read_table(write_table(directory.path(), part)).complete);
-  CHECK(read_table(write_table(directory.path(), sample_table())).complete);
+  interrupted.entries.erase(1);
+  interrupted.missing = {1, 4096};
+  CHECK(read_table(write_table(directory.path(), interrupted)).missing == interrupted.missing);
+  const std::set<std::int64_t> left{4096};
+  CHECK(read_table(write_table(directory.path(), sample_table())).missing == left);
+  Table rest = sample_table();
+  rest.entries = {{4096, entry_at(rest.identity, 4096, 900)}};
+  const Table whole = read_table(write_table(directory.path(), rest));
+  CHECK(whole.complete());
+  CHECK(whole.entries.size() == 4);
 }
 
 TEST_CASE("write_table: a table of another identity, or what is no table, is kept beside") {

@@ -169,7 +169,7 @@ int merge(const MergeOptions& options) {
   for (const auto& [target, table] : new_tables) {
     write_table(fs::path(target).parent_path().string(), table);
     fmt::print("table   {}: {} entries from {} tables{}\n", target, table.entries.size(),
-               tables[target].size(), table.complete ? "" : ", incomplete");
+               tables[target].size(), table.complete() ? "" : ", incomplete");
   }
   for (const auto& [target, journal] : new_journals) {
     make_folder_of(target);

@@ -140,8 +140,8 @@ void Buffer::reserve(std::size_t bytes) {
   *this = Buffer(bytes);
 }
 void Buffer::upload(const void* source, std::size_t bytes) const {
-  // From pageable memory cudaMemcpy returns once it has staged the bytes, and our streams do not wait
-  // for the legacy stream (CUDA Runtime API, "API synchronization behavior").
+  // From pageable memory cudaMemcpy returns once it has staged the bytes, and our streams do not
+  // wait for the legacy stream (CUDA Runtime API, "API synchronization behavior").
   check_cuda(cudaMemcpy(data_, source, bytes, cudaMemcpyHostToDevice), "copy to the GPU");
   check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "copy to the GPU");
 }

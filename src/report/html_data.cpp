@@ -149,7 +149,7 @@ ReportData gather(const SearchRecord& record, const std::optional<Table>& table)
   if (table) {
     check_table(data, *table);
     data.layers.clear();
-    data.complete = table->complete;
+    data.complete = table->complete();
     for (const auto& [num_tokens, entry] : table->entries) {
       data.layers[num_tokens] = {entry, 0, 0, 0, true};
     }

@@ -60,7 +60,8 @@ Json positive_or_null(double value) {
 
 Json summary_json(const SearchSummary& summary) {
   Json json;
-  json["complete"] = summary.table.complete;
+  json["complete"] = summary.table.complete();
+  json["missing"] = summary.table.missing;
   json["objective"] = to_string(summary.table.objective);
   json["num_trials"] = summary.num_trials;
   json["reference"] = summary.reference;

@@ -208,8 +208,9 @@ std::string rejected_text(const std::map<std::string, RejectedRule>& rejected) {
 
 std::string summary_text(const SearchSummary& summary) {
   std::string text;
-  if (!summary.table.complete) {
-    text += "INCOMPLETE: the search was interrupted; these are the best plans known so far\n\n";
+  if (!summary.table.complete()) {
+    text += fmt::format("INCOMPLETE: no entry for {} tokens\n\n",
+                        fmt::join(summary.table.missing, ", "));
   }
   if (summary.table.entries.empty()) {
     text += "no whole layer has a time, so there is no best plan\n";

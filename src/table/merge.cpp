@@ -60,15 +60,14 @@ Table merge_tables(std::span<const Table> tables) {
   Table merged = *std::max_element(tables.begin(), tables.end(),
                                    [](const Table& a, const Table& b) { return age(a) < age(b); });
   merged.entries.clear();
-  std::set<std::int64_t> in_complete;
   for (const Table& table : tables) {
+    merged.missing.insert(table.missing.begin(), table.missing.end());
     for (const auto& [num_tokens, entry] : table.entries) {
-      if (table.complete) in_complete.insert(num_tokens);
       const auto [found, is_new] = merged.entries.try_emplace(num_tokens, entry);
       if (!is_new && is_better_entry(entry, found->second, merged.objective)) found->second = entry;
     }
   }
-  merged.complete = !in_complete.empty() && in_complete.size() == merged.entries.size();
+  std::erase_if(merged.missing, [&](std::int64_t count) { return merged.entries.contains(count); });
   return merged;
 }
 

@@ -128,7 +128,7 @@ Table read_fields(const Ordered& json) {
                                               json.at("seed").dump()));
   table.seed = json.at("seed");
   table.objective = parse_objective(json.value("objective", "time"));
-  table.complete = json.at("complete");
+  table.missing = json.at("missing").get<std::set<std::int64_t>>();
   const Problem largest{table.identity.shape, table.identity.dtype, 1, table.routing, table.seed};
   check(largest);
   for (const auto& [key, entry] : json.at("entries").items()) {

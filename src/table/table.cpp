@@ -84,7 +84,7 @@ void to_json(Json& json, const Table& table) {
               {"routing", to_string(table.routing)},
               {"seed", table.seed}};
   if (table.objective != Objective::time) json["objective"] = to_string(table.objective);
-  json["complete"] = table.complete;
+  json["missing"] = table.missing;
   json["entries"] = Json::object();
   for (const auto& [num_tokens, entry] : table.entries)
     json["entries"][std::to_string(num_tokens)] = entry_json(entry);

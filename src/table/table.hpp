@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -15,7 +16,7 @@
 
 namespace moetune {
 
-inline constexpr int kTableSchemaVersion = 1;
+inline constexpr int kTableSchemaVersion = 2;
 
 // What a table is valid for. A reader compares it with what it runs on.
 struct TableIdentity {
@@ -50,8 +51,10 @@ struct Table {
   Routing routing;
   std::uint64_t seed = 0;
   Objective objective = Objective::time;  // what the entries are the best in
-  bool complete = true;                   // false: the search was interrupted
   std::map<std::int64_t, TableEntry> entries;
+  std::set<std::int64_t> missing;  // token counts asked for that have no entry: the search was
+                                   // interrupted, or nothing worked there
+  bool complete() const { return missing.empty(); }
 };
 
 // As for a trial. Nothing where the entry does not say.

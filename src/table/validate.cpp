@@ -53,19 +53,16 @@ void check_identity(TableReport& report, const Expectation& expectation) {
 }
 
 void check_coverage(TableReport& report, const Table& table, const Expectation& expectation) {
-  std::vector<std::int64_t> missing;
+  std::set<std::int64_t> missing = table.missing;
   for (const std::int64_t count : expectation.token_counts)
-    if (!table.entries.contains(count)) missing.push_back(count);
+    if (!table.entries.contains(count)) missing.insert(count);
   if (!missing.empty()) {
     report.findings.push_back(
-        {Check::coverage, fmt::format("no entry for {} of {} token counts ({}); tune them with "
-                                      "--tokens {}",
-                                      missing.size(), expectation.token_counts.size(),
-                                      fmt::join(missing, ", "), fmt::join(missing, ","))});
-  }
-  if (!table.complete) {
-    report.findings.push_back(
-        {Check::coverage, "the search that made it was interrupted; go on with --resume"});
+        {Check::coverage,
+         fmt::format("no entry for {} token counts ({}){}; tune them with --tokens {}",
+                     missing.size(), fmt::join(missing, ", "),
+                     table.complete() ? "" : ", some of which the search was asked for",
+                     fmt::join(missing, ","))});
   }
 }
 

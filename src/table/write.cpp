@@ -53,8 +53,8 @@ std::optional<Table> read_mergeable(const std::string& path, const Table& table)
 Table merge(const Table& table, const Table& old) {
   Table merged = table;
   merged.entries.insert(old.entries.begin(), old.entries.end());
-  const bool all_replaced = merged.entries.size() == table.entries.size();
-  merged.complete = table.complete && (old.complete || all_replaced);
+  merged.missing.insert(old.missing.begin(), old.missing.end());
+  std::erase_if(merged.missing, [&](std::int64_t count) { return merged.entries.contains(count); });
   return merged;
 }
 

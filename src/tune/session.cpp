@@ -145,23 +145,15 @@ void Session::run() {
       continue;
     }
     result_.table.entries[num_tokens] = *entry;
-    result_.table.complete = num_left_ == 1 && result_.missing.empty();
+    result_.table.missing.erase(num_tokens);
     write();
     listener_.entry_chosen(num_tokens, *entry);
   }
 }
 
-// Until its last token count a search marks the table incomplete, which a merge then keeps. Where
-// the table was complete before, its other entries are as good as they were: the last write takes
-// them as its own.
 void Session::write() {
   journal_.sync();
-  Table table = result_.table;
-  if (table.complete && before_ && before_->complete && !result_.table_path.empty()) {
-    const Table merged = read_table(result_.table_path);
-    table.entries.insert(merged.entries.begin(), merged.entries.end());
-  }
-  result_.table_path = write_table(table_dir_, table);
+  result_.table_path = write_table(table_dir_, result_.table);
 }
 
 std::optional<Table> Session::table_on_disk() const {
@@ -369,7 +361,7 @@ SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSe
   SearchResult result;
   result.table = std::move(table);
   result.table.objective = settings.objective;
-  result.table.complete = false;
+  result.table.missing = {settings.token_counts.begin(), settings.token_counts.end()};
   const auto began = std::chrono::steady_clock::now();
   const Usage before = evaluator.usage();
   Session session(evaluator, problem, settings, table_dir, journal, stop, listener, result);

@@ -18,7 +18,7 @@
 namespace moetune {
 
 struct SearchResult {
-  Table table;             // this search's entries; complete unless something is missing
+  Table table;             // this search's entries
   std::string table_path;  // empty when no entry was found
   std::vector<Trial> trials;
   std::map<std::string, RejectedRule> rejected;  // by constraints, summed over the spaces
@@ -33,9 +33,9 @@ struct SearchResult {
 // Tunes each token count, small to large: gemm1, then gemm2 (they do not constrain each other),
 // then whole layers made of the best few of each, beside the reference point's layer. The layer's
 // time decides; the reference stays where nothing beats it by more than noise. After each token
-// count the table in `table_dir` is written, incomplete until the last. `stop` is asked before each
-// trial: true ends the search with what is known. Throws Error for I/O and a lost device; journal
-// and table then hold everything up to the trial before.
+// count the table in `table_dir` is written, with what is still missing. `stop` is asked before
+// each trial: true ends the search with what is known. Throws Error for I/O and a lost device;
+// journal and table then hold everything up to the trial before.
 SearchResult search(Evaluator& evaluator, const Problem& problem, const SearchSettings& settings,
                     Table table, const std::string& table_dir, Journal& journal,
                     const std::function<bool()>& stop, SearchListener& listener);

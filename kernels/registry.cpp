@@ -20,6 +20,13 @@ Parameter fuse_combine() {
           "kernel sums them in order"};
 }
 
+Parameter fp8_parameter(Fp8Mode mode, std::string help) {
+  std::vector<int> values{0, 1};
+  if (mode == Fp8Mode::off) values = {0};
+  if (mode == Fp8Mode::on) values = {1};
+  return {"FP8", values, values.front(), std::move(help)};
+}
+
 std::string pair_defect(const Plan& plan) {
   const Step* const first = plan.find("gemm1");
   const Step* const second = plan.find("gemm2");

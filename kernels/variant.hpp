@@ -84,6 +84,8 @@ std::string pair_defect(const Plan& plan);
 
 // GEMM2's choice of who does the weighted sum, in every variant.
 Parameter fuse_combine();
+// FP8, in every variant: what the mode leaves of 0 and 1.
+Parameter fp8_parameter(Fp8Mode mode, std::string help = "1: e4m3 operands, 0: bf16");
 
 // kernels/registry.cpp: every variant, in order of preference for ties.
 const std::vector<std::unique_ptr<Variant>>& variants();

@@ -48,6 +48,8 @@ std::optional<std::size_t> Coordinates::find(const Point& point) const {
 }
 
 std::optional<std::size_t> Coordinates::find(std::span<const int> positions) const {
+  for (std::size_t i = 0; i < parameters_.size(); ++i)
+    if (positions[i] < 0 || positions[i] >= num_values(i)) return std::nullopt;
   const auto found = index_.find(key(positions));
   if (found == index_.end()) return std::nullopt;
   return found->second;

@@ -94,6 +94,11 @@ TEST_CASE("coordinates: points are found by their positions, others are not") {
   CHECK_FALSE(coordinates.find(Point({{"A", 32}, {"B", 16}, {"C", 5}, {"D", 1}})));  // illegal
   CHECK_FALSE(coordinates.find(Point({{"A", 3}, {"B", 1}, {"C", 5}, {"D", 1}})));    // off the grid
   CHECK_FALSE(coordinates.find(Point({{"A", 8}, {"B", 2}, {"C", 5}})));              // lacks D
+  for (const int first : {-1, 9}) {
+    std::vector<int> beside(at.begin(), at.end());
+    beside[0] = first;
+    CHECK_FALSE(coordinates.find(beside));
+  }
 }
 
 TEST_CASE("forest: reproduces what it saw, and is less sure of what it did not see") {

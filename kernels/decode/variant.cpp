@@ -10,8 +10,6 @@
 namespace moetune::decode {
 namespace {
 
-using Violation = std::optional<std::string>;
-
 class Decode final : public Variant {
  public:
   std::string_view name() const override { return "decode"; }
@@ -35,15 +33,12 @@ class Decode final : public Variant {
 
 SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
   SearchSpace space;
-  std::vector<int> fp8_values{0, 1};
-  if (fp8 == Fp8Mode::off) fp8_values = {0};
-  if (fp8 == Fp8Mode::on) fp8_values = {1};
   space.parameters = {
       {"BLOCK_SIZE_M", {1, 2, 4, 8}, 1, "rows (token slots) of a tile"},
       {"NUM_WARPS", {4, 8, 16}, 16, "each with its own ring of stages"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10, 12}, 3, "of 16 weight rows for each warp"},
       {"STEP_BYTES", {128, 256}, 256, "of each weight row in a stage"},
-      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 weights, 0: bf16"},
+      fp8_parameter(fp8, "1: e4m3 weights, 0: bf16"),
       {"BLOCKS_PER_SM", {1, 2, 4}, 1, "thread blocks on a multiprocessor"}};
   if (stage == Stage::gemm2) {
     Parameter sum = fuse_combine();
@@ -52,38 +47,30 @@ SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     space.parameters.push_back(sum);
     space.parameters.push_back({"JOIN_GEMM1", {1}, 1, "1: one launch does the whole layer"});
   }
-  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
-    space.constraints.push_back({name, std::move(violation)});
-  };
-  const auto spare = [&rule, &space](const char* name,
-                                     std::function<Violation(const Point&)> violation) {
-    rule(name, std::move(violation));
-    space.constraints.back().spares_search = true;
-  };
   // First, as it says most.
-  spare("joined", [](const Point&) -> Violation {
+  space.spare("joined", [](const Point&) -> Violation {
     return "both GEMMs are one launch: it is tried in whole layers";
   });
-  rule("slots", [problem](const Point&) -> Violation {
+  space.rule("slots", [problem](const Point&) -> Violation {
     const std::int64_t slots = problem.num_tokens * problem.shape.top_k;
     if (slots <= kMaxSlots) return {};
     return fmt::format("{} tokens for {} experts each are more than the {} slots a block sorts",
                        problem.num_tokens, problem.shape.top_k, kMaxSlots);
   });
-  rule("multiples", [problem](const Point& p) -> Violation {
+  space.rule("multiples", [problem](const Point& p) -> Violation {
     const LayerShape& s = problem.shape;
     const std::int64_t of = p.at("FP8") == 1 ? kScaleGroup : 32;
     if (s.hidden_size % of == 0 && s.intermediate_size % of == 0) return {};
     return fmt::format("H {} and I {} must be multiples of {}", s.hidden_size, s.intermediate_size,
                        of);
   });
-  rule("registers", [](const Point& p) -> Violation {
+  space.rule("registers", [](const Point& p) -> Violation {
     const int threads = p.at("NUM_WARPS") * 32 * p.at("BLOCKS_PER_SM");
     if (threads <= 512) return {};
     return fmt::format("{} threads on a multiprocessor leave {} registers each", threads,
                        65536 / threads);
   });
-  rule("shared_memory", [gpu, problem](const Point& p) -> Violation {
+  space.rule("shared_memory", [gpu, problem](const Point& p) -> Violation {
     const Config c = config_of(problem, p);
     const int need = decode::smem_bytes(c) + kSortedBytes;
     // A block's own 1024 bytes are the driver's.
@@ -92,25 +79,25 @@ SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     if (need <= allowed) return {};
     return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
   });
-  spare("many_tokens", [problem](const Point&) -> Violation {
+  space.spare("many_tokens", [problem](const Point&) -> Violation {
     constexpr std::int64_t kTokens = 16;  // beyond, a launch's time is little
     if (problem.num_tokens <= kTokens) return {};
     return fmt::format("a launch saved is little at more than {} tokens", kTokens);
   });
-  spare("padding", [problem](const Point& p) -> Violation {
+  space.spare("padding", [problem](const Point& p) -> Violation {
     const auto most = std::bit_ceil(static_cast<std::uint64_t>(problem.num_tokens));
     const int block_m = p.at("BLOCK_SIZE_M");
     if (block_m == 1 || static_cast<std::uint64_t>(block_m) <= most) return {};
     return fmt::format("{} tokens have no {} rows of an expert", problem.num_tokens, block_m);
   });
-  spare("many_rows", [problem](const Point& p) -> Violation {
+  space.spare("many_rows", [problem](const Point& p) -> Violation {
     if (p.at("BLOCK_SIZE_M") == kMaxBlockM || mean_rows(problem) * 1.5 < p.at("BLOCK_SIZE_M") ||
         problem.num_tokens == 1)
       return {};
     return fmt::format("{:.1f} rows an expert often take several tiles of {}", mean_rows(problem),
                        p.at("BLOCK_SIZE_M"));
   });
-  spare("few_warps", [](const Point& p) -> Violation {
+  space.spare("few_warps", [](const Point& p) -> Violation {
     if (p.at("NUM_WARPS") * p.at("BLOCKS_PER_SM") >= 8) return {};
     return "fewer than 8 warps on a multiprocessor leave it idle between loads";
   });

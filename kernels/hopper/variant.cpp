@@ -10,8 +10,6 @@
 namespace moetune {
 namespace {
 
-using Violation = std::optional<std::string>;
-
 // WGMMA widths that sm90.cuh wraps.
 bool has_wgmma(int columns) {
   for (const int known : {32, 64, 96, 128, 192, 256})
@@ -45,9 +43,6 @@ class Hopper final : public Variant {
 
 SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
   SearchSpace space;
-  std::vector<int> fp8_values{0, 1};
-  if (fp8 == Fp8Mode::off) fp8_values = {0};
-  if (fp8 == Fp8Mode::on) fp8_values = {1};
   space.parameters = {
       {"BLOCK_SIZE_M", {64, 128, 192, 256}, 128, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {64, 128, 192, 256}, 128, "weight rows (output columns) of a tile"},
@@ -55,7 +50,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"PING_PONG", {0, 1}, 0, "1: four warps have a tile of their own, 0: all share one"},
       {"CLUSTER_SIZE", {1, 2}, 1, "blocks, one tile below the other, that share weight loads"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 5, "stages of 128 bytes of K"},
-      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
+      fp8_parameter(fp8),
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
       {"GROUP_SIZE_M", {1, 4, 8, 16}, 1, "an expert's row tiles walked together, at most"},
       {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"}};
@@ -68,15 +63,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     space.parameters.push_back(fuse_combine());
   }
 
-  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
-    space.constraints.push_back({name, std::move(violation)});
-  };
-  const auto spare = [&rule, &space](const char* name,
-                                     std::function<Violation(const Point&)> violation) {
-    rule(name, std::move(violation));
-    space.constraints.back().spares_search = true;
-  };
-  rule("warpgroups", [](const Point& p) -> Violation {
+  space.rule("warpgroups", [](const Point& p) -> Violation {
     const int groups = p.at("NUM_WARPS") / 4;
     const int along_m = p.at("BLOCK_SIZE_M") / kWarpgroupRows;
     if (p.at("PING_PONG") == 1) {
@@ -89,7 +76,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  rule("cluster", [](const Point& p) -> Violation {
+  space.rule("cluster", [](const Point& p) -> Violation {
     if (p.at("CLUSTER_SIZE") > 1 && p.at("BLOCKS_PER_SM") > 1) {
       return "clusters take a multiprocessor a block";
     }
@@ -98,7 +85,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  rule("wgmma", [problem, stage](const Point& p) -> Violation {
+  space.rule("wgmma", [problem, stage](const Point& p) -> Violation {
     const HopperConfig c = hopper_config(problem, stage, p);
     const int columns = warpgroup_columns(c) / num_chunks(c);
     if (c.block_n % warpgroups_n(c) != 0 || !has_wgmma(columns)) {
@@ -110,7 +97,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  rule("scale_block", [problem, stage](const Point& p) -> Violation {
+  space.rule("scale_block", [problem, stage](const Point& p) -> Violation {
     const HopperConfig c = hopper_config(problem, stage, p);
     if (c.scales != Scales::block) return {};
     if (kScaleGroup % std::min(tile_columns(c), kScaleGroup) != 0 ||
@@ -119,7 +106,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  rule("accumulators", [problem, stage](const Point& p) -> Violation {
+  space.rule("accumulators", [problem, stage](const Point& p) -> Violation {
     const HopperConfig c = hopper_config(problem, stage, p);
     const int registers = std::max(math_registers(c), launch_registers(c));
     if (accumulators(c) + 28 > registers) {
@@ -134,7 +121,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
+  space.rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
     const HopperConfig c = hopper_config(problem, stage, p);
     const int need = moetune::smem_bytes(c);
     // A block's own 1024 bytes are the driver's.
@@ -145,7 +132,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
+  space.spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("ORDER") == 1 && p.at("GROUP_SIZE_M") != 1) {
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
@@ -163,7 +150,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  spare("packing", [problem](const Point& p) -> Violation {
+  space.spare("packing", [problem](const Point& p) -> Violation {
     if (p.value_or("GATHER", 1) == 0 && mean_rows(problem) < kWarpgroupRows) {
       return fmt::format(
           "{:.1f} rows an expert: reading weights takes the time, packing adds to it",
@@ -171,7 +158,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  spare("few_rows", [problem](const Point& p) -> Violation {
+  space.spare("few_rows", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int tile_rows = p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE");
     if (tile_rows > 64 && rows + 2 * std::sqrt(rows) <= tile_rows - 64) {
@@ -180,7 +167,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     }
     return {};
   });
-  spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
+  space.spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
     const HopperConfig c = hopper_config(problem, stage, p);
     const int spare_bytes = (c.blocks_per_sm == 1 ? 232448 : 115 * 1024) - moetune::smem_bytes(c);
     const int steps = (c.size_k + step_k(c) - 1) / step_k(c);

@@ -9,8 +9,6 @@
 namespace moetune {
 namespace {
 
-using Violation = std::optional<std::string>;
-
 int narrow(std::int64_t value) {
   return static_cast<int>(value);
 }
@@ -49,34 +47,26 @@ SearchSpace mxfp8_space(const Gpu& gpu, const Problem& problem, Stage stage) {
   if (has_tensor_memory) {
     space.parameters.push_back({"TENSOR_MEMORY", {0, 1}, 0, "1: tcgen05.mma, 0: mma"});
   }
-  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
-    space.constraints.push_back({name, std::move(violation)});
-  };
-  const auto spare = [&rule, &space](const char* name,
-                                     std::function<Violation(const Point&)> violation) {
-    rule(name, std::move(violation));
-    space.constraints.back().spares_search = true;
-  };
   const auto config = [problem, stage](const Point& p) { return mxfp8_config(problem, stage, p); };
   const double rows = mean_rows(problem);
 
-  rule("e4m3", [gpu](const Point&) -> Violation {
+  space.rule("e4m3", [gpu](const Point&) -> Violation {
     if (gpu.cc() >= 89) return {};
     return fmt::format("{} multiplies no e4m3; MXFP8 takes sm_89 or later", gpu.name);
   });
-  rule("scale_blocks", [config](const Point& p) -> Violation {
+  space.rule("scale_blocks", [config](const Point& p) -> Violation {
     const int size_k = config(p).size_k;
     if (size_k % kMxBlockK == 0) return {};
     return fmt::format("rows of {} values are no multiple of {}, for which MXFP8 has a scale",
                        size_k, kMxBlockK);
   });
-  rule("columns", [config](const Point& p) -> Violation {
+  space.rule("columns", [config](const Point& p) -> Violation {
     const Mxfp8Config c = config(p);
     const int columns = c.output == Output::swiglu ? c.size_n / 2 : c.size_n;
     if (columns % 8 == 0) return {};
     return fmt::format("{} output columns are no multiple of 8", columns);
   });
-  rule("tensor_memory", [config](const Point& p) -> Violation {
+  space.rule("tensor_memory", [config](const Point& p) -> Violation {
     const Mxfp8Config c = config(p);
     if (c.tensor_memory == 0) return {};
     if (c.block_m != 128 || c.block_k != kMxWordK || c.num_warps != 4) {
@@ -86,13 +76,13 @@ SearchSpace mxfp8_space(const Gpu& gpu, const Problem& problem, Stage stage) {
     if (mx_tensor_columns(c) <= 512) return {};
     return fmt::format("needs {} columns of tensor memory, an SM has 512", mx_tensor_columns(c));
   });
-  rule("warp_tile", [config](const Point& p) -> Violation {
+  space.rule("warp_tile", [config](const Point& p) -> Violation {
     const Mxfp8Config c = config(p);
     if (warps_m(c) > 0) return {};
     return fmt::format("{} warps cannot share a {}x{} tile in multiples of 16x16", c.num_warps,
                        c.block_m, c.block_n);
   });
-  rule("accumulators", [gpu, config](const Point& p) -> Violation {
+  space.rule("accumulators", [gpu, config](const Point& p) -> Violation {
     const Mxfp8Config c = config(p);
     if (c.tensor_memory != 0) return {};  // where the sums are
     // Where scales are applied in fp32, they and the widened operands take as many registers again.
@@ -107,13 +97,13 @@ SearchSpace mxfp8_space(const Gpu& gpu, const Problem& problem, Stage stage) {
     }
     return {};
   });
-  rule("shared_memory", [gpu, config](const Point& p) -> Violation {
+  space.rule("shared_memory", [gpu, config](const Point& p) -> Violation {
     const int need = mx_smem_bytes(config(p));
     if (need <= gpu.smem_per_block) return {};
     return fmt::format("needs {} bytes of shared memory, the GPU allows {} a block", need,
                        gpu.smem_per_block);
   });
-  spare("row_tiles", [rows, config](const Point& p) -> Violation {
+  space.spare("row_tiles", [rows, config](const Point& p) -> Violation {
     const int m = p.at("BLOCK_SIZE_M");
     if (config(p).tensor_memory != 0) return {};  // rows that are not there cost no memory traffic
     if (m > 16 && m >= 2 * rows) {
@@ -126,12 +116,12 @@ SearchSpace mxfp8_space(const Gpu& gpu, const Problem& problem, Stage stage) {
     }
     return {};
   });
-  spare("column_tiles", [config](const Point& p) -> Violation {
+  space.spare("column_tiles", [config](const Point& p) -> Violation {
     const Mxfp8Config c = config(p);
     if (c.block_n == 64 || c.block_n < 2 * c.size_n) return {};
     return fmt::format("{} weight rows a tile for {}: half the tile would do", c.block_n, c.size_n);
   });
-  spare("pipeline", [config](const Point& p) -> Violation {
+  space.spare("pipeline", [config](const Point& p) -> Violation {
     if (config(p).tensor_memory != 0) {
       if (p.at("NUM_STAGES") > 2) return {};
       return "2 stages: the copies would wait for each product";

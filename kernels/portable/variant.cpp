@@ -22,8 +22,6 @@ double expected_tiles(const Problem& problem, Stage stage, const Point& point) {
   return row_tiles * static_cast<double>(ceil_div(columns, point.at("BLOCK_SIZE_N")));
 }
 
-using Violation = std::optional<std::string>;
-
 constexpr double kRowsWorthAtomics = 16;  // an expert has, at most
 
 class Portable final : public Variant {
@@ -48,18 +46,14 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
                             Fp8Mode fp8) const {
   SearchSpace space;
   std::vector<int> block_k{64, 128};
-  if (fp8 == Fp8Mode::on) block_k = {64, 128, 256};
-  if (fp8 == Fp8Mode::both) block_k = {64, 128, 256};
-  std::vector<int> fp8_values{0, 1};
-  if (fp8 == Fp8Mode::off) fp8_values = {0};
-  if (fp8 == Fp8Mode::on) fp8_values = {1};
+  if (fp8 != Fp8Mode::off) block_k.push_back(256);
   space.parameters = {
       {"BLOCK_SIZE_M", {16, 32, 64, 128, 160, 256, 512}, 64, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {32, 64, 128, 256, 512}, 64, "weight rows (output columns) of a tile"},
       {"BLOCK_SIZE_K", block_k, fp8 == Fp8Mode::on ? 128 : 64, "K elements of a pipeline stage"},
       {"NUM_WARPS", {2, 4, 8, 16, 32}, 4, "warps of a thread block"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8}, 2, "depth of the cp.async pipeline"},
-      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
+      fp8_parameter(fp8),
       {"GROUP_SIZE_M", {1, 16}, 1, "row tiles walked together before the next column tile"},
       {"ORDER", {0, 1}, 0, "0: row-major walk over tiles, 1: column-major"},
       {"SPLIT_K", {1, 2, 4}, 1, "thread blocks that share one tile's K range"}};
@@ -70,15 +64,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     space.parameters.push_back(fuse_combine());
   }
 
-  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
-    space.constraints.push_back({name, std::move(violation)});
-  };
-  const auto spare = [&rule, &space](const char* name,
-                                     std::function<Violation(const Point&)> violation) {
-    rule(name, std::move(violation));
-    space.constraints.back().spares_search = true;
-  };
-  spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
+  space.spare("tile_order", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("ORDER") == 1 && p.at("GROUP_SIZE_M") != 1) {
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
@@ -94,7 +80,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("fp8", [gpu, problem](const Point& p) -> Violation {
+  space.rule("fp8", [gpu, problem](const Point& p) -> Violation {
     if (p.at("FP8") == 0) {
       if (p.at("BLOCK_SIZE_K") > 128) return "BLOCK_SIZE_K 256 is for fp8";
       return {};
@@ -102,7 +88,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     if (gpu.cc() < 89) return "no e4m3 matrix instructions before sm_89";
     return {};
   });
-  rule("block_shape", [](const Point& p) -> Violation {
+  space.rule("block_shape", [](const Point& p) -> Violation {
     // Measured on an H200 (results/NVIDIA_H200/notes.md): none of these came within noise of the
     // best where rows are many, nor ahead of it where they are few.
     if (p.at("NUM_WARPS") > 16) {
@@ -115,7 +101,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("split_k_fused", [](const Point& p) -> Violation {
+  space.rule("split_k_fused", [](const Point& p) -> Violation {
     if (p.at("SPLIT_K") > 1 && p.value_or("FUSE_SWIGLU", 0) == 1) {
       return "partial sums of a split K cannot go through SwiGLU in the epilogue";
     }
@@ -124,20 +110,20 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("bf16_atomics", [gpu](const Point& p) -> Violation {
+  space.rule("bf16_atomics", [gpu](const Point& p) -> Violation {
     if (p.value_or("FUSE_COMBINE", 0) == 1 && gpu.cc() < 90) {
       return "no atomic addition of bf16 before sm_90";
     }
     return {};
   });
-  spare("combine", [problem](const Point& p) -> Violation {
+  space.spare("combine", [problem](const Point& p) -> Violation {
     if (p.value_or("FUSE_COMBINE", 0) == 1 && mean_rows(problem) > kRowsWorthAtomics) {
       return fmt::format("{:.0f} rows an expert would add to their tokens by 4 bytes at a time",
                          mean_rows(problem));
     }
     return {};
   });
-  rule("warp_tile", [problem, stage](const Point& p) -> Violation {
+  space.rule("warp_tile", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     if (warps_m(c) == 0) {
       return fmt::format("{} warps cannot share a {}x{} tile in multiples of 16x{}", c.num_warps,
@@ -154,7 +140,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("accumulators", [problem, stage](const Point& p) -> Violation {
+  space.rule("accumulators", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     // 65,536 registers an SM, 255 a thread; operands and addresses take about 48, the temporaries
     // and widened operands of block scales twice that.
@@ -171,7 +157,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
+  space.rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
     const int need = moetune::smem_bytes(gemm_config(problem, stage, p));
     if (need > gpu.smem_per_block) {
       return fmt::format("needs {} bytes of shared memory, the GPU allows {} a block", need,
@@ -179,7 +165,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  spare("deep_pipeline", [problem, stage](const Point& p) -> Violation {
+  space.spare("deep_pipeline", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     // About 64 KB in flight an SM hide the memory's latency (Little's law at 4.6 TB/s and 1 us).
     if (c.num_stages > 4 && (c.num_stages - 2) * stage_bytes(c) > 96 * 1024) {
@@ -188,7 +174,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  spare("k_steps", [problem, stage](const Point& p) -> Violation {
+  space.spare("k_steps", [problem, stage](const Point& p) -> Violation {
     const GemmConfig c = gemm_config(problem, stage, p);
     const auto steps = ceil_div(ceil_div(c.size_k, c.block_k), p.at("SPLIT_K"));
     if (c.num_stages > std::max<std::int64_t>(2, steps + 1)) {
@@ -197,7 +183,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  spare("split_k_full", [gpu, problem, stage](const Point& p) -> Violation {
+  space.spare("split_k_full", [gpu, problem, stage](const Point& p) -> Violation {
     if (p.at("SPLIT_K") == 1) return {};
     const double tiles = expected_tiles(problem, stage, p);
     if (tiles >= 2.0 * gpu.num_sms) {
@@ -205,7 +191,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  spare("padding", [problem](const Point& p) -> Violation {
+  space.spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
     if (m > 64 && m >= 8 * rows) {
@@ -214,7 +200,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
     }
     return {};
   });
-  spare("traffic", [problem](const Point& p) -> Violation {
+  space.spare("traffic", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int m = p.at("BLOCK_SIZE_M");
     const int n = p.at("BLOCK_SIZE_N");

@@ -10,8 +10,6 @@
 namespace moetune::swap_ab {
 namespace {
 
-using Violation = std::optional<std::string>;
-
 class SwapAb final : public Variant {
  public:
   std::string_view name() const override { return "swap_ab"; }
@@ -45,16 +43,13 @@ bool joins(const Point& point) {
 
 SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
   SearchSpace space;
-  std::vector<int> fp8_values{0, 1};
-  if (fp8 == Fp8Mode::off) fp8_values = {0};
-  if (fp8 == Fp8Mode::on) fp8_values = {1};
   space.parameters = {
       {"BLOCK_SIZE_M", {8, 16, 32, 64, 128}, 16, "rows (token slots) of a tile"},
       {"BLOCK_SIZE_N", {64, 128, 256}, 128, "weight rows (output columns) of a tile"},
       {"NUM_WARPS", {4, 8}, 4, "warps that multiply; one more loads"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10, 12, 16, 20}, 5, "stages of 128 bytes of K"},
       {"LOAD_STEPS", {1, 2}, 1, "stages whose loads start together"},
-      {"FP8", fp8_values, fp8_values.front(), "1: e4m3 operands, 0: bf16"},
+      fp8_parameter(fp8),
       {"BLOCKS_PER_SM", {1, 2, 3, 4}, 2, "persistent thread blocks on a multiprocessor"}};
   if (stage == Stage::gemm1) {
     space.parameters.push_back(
@@ -68,33 +63,25 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
                                 "FUSE_SWIGLU 1"});
   }
 
-  const auto rule = [&space](const char* name, std::function<Violation(const Point&)> violation) {
-    space.constraints.push_back({name, std::move(violation)});
-  };
-  const auto spare = [&rule, &space](const char* name,
-                                     std::function<Violation(const Point&)> violation) {
-    rule(name, std::move(violation));
-    space.constraints.back().spares_search = true;
-  };
-  rule("chunks", [problem, stage](const Point& p) -> Violation {
+  space.rule("chunks", [problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
     const int at_once = kWarpgroupRows * math_warpgroups(c) * (is_fused(c) ? 2 : 1);
     if (c.block_n % at_once == 0) return {};
     return fmt::format("{} warps take {} weight rows at a time", c.num_warps, at_once);
   });
-  rule("registers", [problem, stage](const Point& p) -> Violation {
+  space.rule("registers", [problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
     const int registers = std::min(65536 / c.blocks_per_sm / (num_threads(c) + 31) / 8 * 8, 255);
     const int need = accumulators(c) + c.block_m / 4 + 40;
     if (need <= registers) return {};
     return fmt::format("about {} registers a thread are needed, {} there", need, registers);
   });
-  rule("loads", [](const Point& p) -> Violation {
+  space.rule("loads", [](const Point& p) -> Violation {
     if (p.at("NUM_STAGES") >= 2 * p.at("LOAD_STEPS")) return {};
     return fmt::format("{} stages cannot be filled by {} while as many are read",
                        p.at("NUM_STAGES"), p.at("LOAD_STEPS"));
   });
-  rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
+  space.rule("shared_memory", [gpu, problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
     const int need = swap_ab::smem_bytes(c);
     // A block's own 1024 bytes are the driver's.
@@ -104,11 +91,11 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
   });
   if (stage == Stage::gemm2) {
-    spare("joined", [](const Point& p) -> Violation {
+    space.spare("joined", [](const Point& p) -> Violation {
       if (!joins(p)) return {};
       return "with JOIN_GEMM1 1 there is no GEMM2 by itself: it is tried in whole layers";
     });
-    rule("joined_gemm1", [gpu, problem, fp8](const Point& p) -> Violation {
+    space.rule("joined_gemm1", [gpu, problem, fp8](const Point& p) -> Violation {
       if (!joins(p)) return {};
       const Point first = joined_gemm1(p);
       const Config c = config_of(problem, Stage::gemm1, first);
@@ -124,24 +111,24 @@ SearchSpace SwapAb::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     });
   }
   // Measured on an H200 (results/NVIDIA_H200/notes.md): bf16 2 to 4 % faster with 2, fp8 slower.
-  spare("load_steps", [](const Point& p) -> Violation {
+  space.spare("load_steps", [](const Point& p) -> Violation {
     const bool better = p.at("FP8") == 0 && p.at("NUM_STAGES") >= 5;
     if (p.at("LOAD_STEPS") == (better ? 2 : 1)) return {};
     return better ? "bf16 reads faster where neighbouring bytes of a row are asked for together"
                   : "fp8, and a ring of few stages, are better loaded one by one";
   });
-  spare("padding", [problem](const Point& p) -> Violation {
+  space.spare("padding", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
     const int block_m = p.at("BLOCK_SIZE_M");
     if (block_m == 8 || rows + 2 * std::sqrt(rows) > block_m / 2.0) return {};
     return fmt::format("{:.1f} rows an expert mostly fit half a tile of {}", rows, block_m);
   });
-  spare("many_rows", [problem](const Point& p) -> Violation {
+  space.spare("many_rows", [problem](const Point& p) -> Violation {
     if (mean_rows(problem) <= 1.5 * p.at("BLOCK_SIZE_M")) return {};
     return fmt::format("{:.1f} rows an expert take several tiles of {}", mean_rows(problem),
                        p.at("BLOCK_SIZE_M"));
   });
-  spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
+  space.spare("shallow_pipeline", [problem, stage](const Point& p) -> Violation {
     const Config c = config_of(problem, stage, p);
     constexpr int kInFlight = 128 * 1024;  // hides memory's latency four times over
     const int in_flight = c.blocks_per_sm * c.num_stages * c.block_n * kRowBytes;

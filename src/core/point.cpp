@@ -78,6 +78,13 @@ void from_json(const nlohmann::ordered_json& json, Point& point) {
   point = Point(std::move(values));
 }
 
+void SearchSpace::rule(std::string name, std::function<Violation(const Point&)> violation) {
+  constraints.push_back({std::move(name), std::move(violation)});
+}
+void SearchSpace::spare(std::string name, std::function<Violation(const Point&)> violation) {
+  constraints.push_back({std::move(name), std::move(violation), true});
+}
+
 std::uint64_t SearchSpace::size() const {
   std::uint64_t count = 1;
   for (const Parameter& parameter : parameters) count *= parameter.values.size();

@@ -42,11 +42,14 @@ class Point {
 void to_json(nlohmann::ordered_json& json, const Point& point);    // {"BLOCK_SIZE_M": 64, ...}
 void from_json(const nlohmann::ordered_json& json, Point& point);  // throws Error(input)
 
-// A rule that legal points obey. `violation` returns the reason a point breaks it, with the
-// numbers ("needs 311296 bytes of shared memory, the GPU allows 232448"), or nothing.
+// Why a point breaks a rule, with the numbers ("needs 311296 bytes of shared memory, the GPU allows
+// 232448"); nothing where it does not.
+using Violation = std::optional<std::string>;
+
+// A rule that legal points obey.
 struct Constraint {
   std::string name;  // short and stable: rejected points are counted under it
-  std::function<std::optional<std::string>(const Point&)> violation;
+  std::function<Violation(const Point&)> violation;
   // The point would run, and right: a search just need not try it. Such rules may change while
   // tables stay valid.
   bool spares_search = false;
@@ -61,6 +64,9 @@ class SearchSpace {
  public:
   std::vector<Parameter> parameters;
   std::vector<Constraint> constraints;
+
+  void rule(std::string name, std::function<Violation(const Point&)> violation);
+  void spare(std::string name, std::function<Violation(const Point&)> violation);  // spares_search
 
   std::uint64_t size() const;           // number of raw points, legal or not
   Point at(std::uint64_t index) const;  // mixed radix, the last parameter varies fastest

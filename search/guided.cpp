@@ -3,12 +3,12 @@
 // Batches of points go out. After each, a forest of random trees learns how far the model is off
 // from the parameters; the model times that correction ranks the points that are left, and the next
 // batch are those with the largest expected improvement (Jones, Schonlau, Welch: Efficient global
-// optimization of expensive black-box functions, 1998), beside a few one step from the fastest so
-// far. What a neighbouring token count measured is learnt from as well: a kernel that beats the
-// model there does so here. It ends when a further batch is not expected to gain anything near 1 %,
-// or batches have gained nothing for a while: the sooner, the further this space's fastest is
-// behind the other spaces'. The constants were chosen by replaying full grids of an H200, which
-// results/NVIDIA_H200/replay/ has.
+// optimization of expensive black-box functions, 1998), beside, where this space has the fastest of
+// all, a few one step from it: it does not end before those are measured. What a neighbouring token
+// count measured is learnt from as well: a kernel that beats the model there does so here. It ends
+// when a further batch is not expected to gain anything near 1 %, or batches have gained nothing
+// for a while: the sooner, the further this space's fastest is behind the other spaces'. The
+// constants were chosen by replaying full grids of an H200, which results/NVIDIA_H200/replay/ has.
 #include <algorithm>
 #include <cmath>
 #include <limits>

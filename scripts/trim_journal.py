@@ -48,7 +48,7 @@ def fastest(source, output, num_fastest) -> None:
     keep = {i for trials in groups.values() for _, i in sorted(trials)[:num_fastest]}
     with open(output, "w", encoding="utf-8") as file:
         for i, record in enumerate(records):
-            thorough = record.get("num_samples", 0) >= 20
+            thorough = record.get("num_samples", 0) >= 5
             if record.get("record") != "trial" or i in keep or thorough:
                 file.write(lines[i] + "\n")
 

@@ -80,7 +80,7 @@ class FakeEvaluator final : public Evaluator {
       trial.timing.median_us += step_us(step, request.num_tokens);
       if (step.point.at("FP8") == 1) trial.rel_err = 0.02;
     }
-    trial.timing.num_samples = request.thorough ? 20 : 3;
+    trial.timing.num_samples = request.thorough ? request.num_samples : 3;
     if (request.stop_above_us > 0 && trial.timing.median_us > request.stop_above_us) {
       trial.screened_out = true;
     }

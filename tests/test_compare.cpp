@@ -127,17 +127,26 @@ TEST_CASE("compare: the share counts what only one table has as disagreement") {
   CHECK(compare_tables(none, none).share() == 0);
 }
 
-TEST_CASE("compare: ties that both tables mark are told apart") {
-  Table a = table_of(3);
+TEST_CASE(
+    "compare: a plan that both tables declare as no worse is a tie, whatever the clocks did") {
+  Table a = table_of(4);
   Table b = a;
-  for (int i = 1; i <= 2; ++i) change(b, i, 100);
-  a.entries.at(1).tie = b.entries.at(1).tie = true;
-  a.entries.at(2).tie = true;
+  for (int i = 1; i <= 4; ++i) change(b, i, 110);
+  a.entries.at(1).ties = {"another", b.entries.at(1).plan.key()};  // one's winner
+  a.entries.at(2).ties = {"another", "a third"};                   // neither's winner
+  b.entries.at(2).ties = {"a third"};
+  a.entries.at(3).ties = {"another"};
+  b.entries.at(3).ties = {"a third"};
+  CHECK(agreement(a, b, 1) == Agreement::tie);
+  CHECK(agreement(a, b, 2) == Agreement::tie);
+  CHECK(agreement(a, b, 3) == Agreement::different);
+  CHECK(agreement(a, b, 4) == Agreement::different);
+  change(b, 4, 100);
   const Json json = comparison_json(compare_tables(a, b));
-  CHECK(json.at("num_tie") == 2);
-  CHECK(json.at("num_declared") == 1);
+  CHECK(json.at("num_tie") == 3);
+  CHECK(json.at("num_declared") == 2);
   CHECK(json.at("entries").at(0).at("declared") == true);
-  CHECK(json.at("entries").at(1).at("declared") == false);
+  CHECK(json.at("entries").at(3).at("declared") == false);
 }
 
 TEST_CASE("compare: tables of different GPUs, kernels or objectives are not compared") {

@@ -52,7 +52,6 @@ Recording recording(const std::vector<std::int64_t>& token_counts = {16, 24, 102
 EntryRun entry_run(std::vector<EntryRun::Improvement> improvements) {
   EntryRun run;
   run.num_points = 100;
-  run.grid_gpu_s = 50;
   run.num_evaluations = 20;
   run.gpu_s = 9;
   run.improvements = std::move(improvements);
@@ -143,9 +142,27 @@ TEST_CASE("replay: a grid sees every point and finds the best; the cost is that 
       CHECK(runs[i].num_tokens == read.entries[i].num_tokens);
       CHECK(runs[i].num_evaluations == read.entries[i].num_points());
       CHECK(runs[i].improvements.back().ratio == doctest::Approx(1));
+      CHECK(runs[i].later.empty());
       // Dearer than by the best's bound, which a search has only in the end.
-      CHECK(runs[i].gpu_s >= runs[i].grid_gpu_s);
-      CHECK(runs[i].gpu_s < 1.5 * runs[i].grid_gpu_s);
+      double least_s = 0;
+      for (const RecordedSpace& space : read.entries[i].spaces)
+        for (const Trial& look : space.looks)
+          least_s += look_cost_us(look.timing.median_us, read.entries[i].best_us) / 1e6;
+      CHECK(runs[i].gpu_s >= least_s);
+      CHECK(runs[i].gpu_s < 1.5 * least_s);
+    }
+  }
+}
+
+TEST_CASE("replay: where a strategy ends too early, what is left follows") {
+  for (const EntryRun& run : replay(recording({1024}), "ablation", 0)) {
+    REQUIRE(run.reached(0) == nullptr);
+    REQUIRE(run.reached_at_last(0) != nullptr);
+    CHECK(run.reached_at_last(0)->num_evaluations > run.num_evaluations);
+    CHECK(run.reached_at_last(0)->gpu_s > run.gpu_s);
+    CHECK(run.later.back().ratio == doctest::Approx(1));
+    for (const double band : {0.01, 0.05, 1.0}) {
+      if (run.reached(band) != nullptr) CHECK(run.reached_at_last(band) == run.reached(band));
     }
   }
 }
@@ -213,17 +230,18 @@ TEST_CASE("replay: the same seed gives the same runs, on however many threads") 
   }
 }
 
-TEST_CASE("replay summary: what never got there counts as infinite and pays a grid on top") {
+TEST_CASE("replay summary: what never got there counts as infinite, and goes on for the table") {
   StrategyReplay replay{"guided", {}};
   replay.runs.push_back({entry_run({{1, 1, 1.2}, {4, 2, 1.04}, {10, 5, 1.005}}),
                          entry_run({{1, 1, 1.3}, {6, 3, 1.03}})});
+  replay.runs[0][1].later = {{25, 11, 1.02}, {60, 30, 1.0}};
   replay.runs.push_back({entry_run({{1, 1, 1.0}}), entry_run({{2, 1.5, 1.0}})});
   const ReachStats to_1 = reach_stats(replay, 0.01);
   CHECK(to_1.share == doctest::Approx(0.75));
   CHECK(to_1.median_evaluations == doctest::Approx(2));  // of 1, 2, 10, never
   CHECK(std::isinf(to_1.p90_evaluations));
   CHECK(to_1.median_table_gpu_s == doctest::Approx(2.5));
-  CHECK(to_1.p90_table_gpu_s == doctest::Approx(5 + 9 + 50));
+  CHECK(to_1.p90_table_gpu_s == doctest::Approx(5 + 30));
   const ReachStats to_5 = reach_stats(replay, 0.05);
   CHECK(to_5.share == doctest::Approx(1));
   CHECK(to_5.p90_evaluations == doctest::Approx(6));

@@ -164,7 +164,7 @@ TEST_CASE("summary text: a measured search") {
   Table table;
   table.entries[1] = entry(50, 100);
   table.entries[64] = entry(100, 50);
-  table.entries[64].tie = true;
+  table.entries[64].ties = {"another plan"};
   const std::vector<Trial> trials = {timed(Stage::gemm1, 1, point(64), 20),
                                      timed(Stage::gemm1, 1, point(16), 8),
                                      bad(TrialStatus::compile_failed, point(32), "", "no such op")};

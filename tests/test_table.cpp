@@ -68,7 +68,7 @@ TEST_CASE("table: what is written is read back the same") {
   Table table = sample_table();
   table.seed = std::numeric_limits<std::uint64_t>::max();
   table.entries.at(8).source = Source::predicted;
-  table.entries.at(8).tie = true;
+  table.entries.at(8).ties = {"another plan"};
   table.entries.at(8).timing.num_discarded = 3;
   table.entries.at(8).timing.clock_mhz = 1410;
   table.entries.at(8).timing.unsteady = true;
@@ -151,7 +151,7 @@ TEST_CASE("table: wrong values are refused with field, value and what was expect
   CHECK(holds(entry_refusal("registers", 12.5), "entries.8.registers"));
   CHECK(holds(entry_refusal("registers", -1), "entries.8.registers"));
   CHECK(holds(entry_refusal("smem_bytes", 18446744073709551615U), "entries.8.smem_bytes"));
-  CHECK(holds(entry_refusal("tie", "yes"), "entries.8.tie"));
+  CHECK(holds(entry_refusal("ties", "yes"), "entries.8.ties"));
   CHECK(holds(entry_refusal("plan", Json::array()), "entries.8.plan"));
   CHECK(holds(entry_refusal("plan", 3), "entries.8.plan is 3"));
   CHECK(holds(entry_refusal("speed_up", 1), "'speed_up'"));
@@ -159,7 +159,12 @@ TEST_CASE("table: wrong values are refused with field, value and what was expect
                 json["entries"]["8"]["plan"][0]["point"]["BLOCK_SIZE_M"] = 4294967360;
               }),
               "entries.8.plan.0.point.BLOCK_SIZE_M is 4294967360"));
-  CHECK(holds(refusal([](Json& json) { json["schema_version"] = 1; }), "schema_version is 1"));
+  CHECK(
+      holds(refusal([](Json& json) { json["schema_version"] = 1; }),
+            "schema_version is 1: another version of moe-tune wrote this table, and this one reads "
+            "3; tune again"));
+  CHECK(
+      holds(refusal([](Json& json) { json["schema_version"] = "3"; }), "schema_version is \"3\""));
   CHECK(holds(refusal([](Json& json) { json["seed"] = -1; }), "seed is -1"));
   CHECK(holds(refusal([](Json& json) { json["routing"] = "hot:0"; }), "hot:0"));
   CHECK(holds(refusal([](Json& json) { json["identity"]["dtype"] = "int4"; }), "identity.dtype"));

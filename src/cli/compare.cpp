@@ -51,8 +51,12 @@ void add_compare(CLI::App& app, Run& run) {
       "Example:\n"
       "  moe-tune compare one/configs/tuned/NVIDIA_H200/NAME.json "
       "two/configs/tuned/NVIDIA_H200/NAME.json\n\n"
-      "Entries agree when they hold the same plan, or when each table's winner is within the\n"
-      "other's tie band: 1 % of its time, or 2 % and inside its p10 to p90.\n"
+      "Entries agree when they hold the same plan; when some plan is, in both tables, the winner "
+      "or\n"
+      "one that the table declares its tie (which holds however clocks drift between the "
+      "searches);\n"
+      "or when the winners' times are within the tie band: 1 %, or 2 % and inside the other's p10\n"
+      "to p90.\n"
       "Exit codes: 0 at least 95 % agree, 1 fewer do, 2 tables that cannot be compared.");
   command->callback([&run, options] { run = [options] { return compare(*options); }; });
 }

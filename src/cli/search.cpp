@@ -42,7 +42,7 @@ struct SearchOptions {
   std::string fp8;  // empty: what the dtype implies
   std::string budget;
   std::string variant;
-  std::size_t num_finalists = 5;
+  std::size_t num_finalists = 8;
   std::string objective = "time";
   bool deterministic = false;
   std::string device = "auto";
@@ -152,7 +152,7 @@ class ProgressListener final : public SearchListener {
     progress_.clear();
     spdlog::info("{} token{}: layer {}, {} against the reference point{}", num_tokens,
                  num_tokens == 1 ? "" : "s", time_text(entry.timing.median_us, entry.source, " us"),
-                 speedup_text(entry.speedup), entry.tie ? ", a tie" : "");
+                 speedup_text(entry.speedup), entry.ties.empty() ? "" : ", a tie");
   }
   void finish() { progress_.finish(); }
 

@@ -48,6 +48,9 @@ struct Plan {
 bool is_deterministic(const Point& point);
 bool is_deterministic(const Plan& plan);
 
+inline constexpr int kFullSamples = 20;  // the timing protocol's
+inline constexpr int kRoundSamples = 5;  // a round of finals takes; a first look takes fewer
+
 // Microseconds for one call. Percentiles are over `num_samples` graph replays, each divided by the
 // number of calls (routings) in the graph.
 struct Timing {

@@ -76,7 +76,7 @@ void add_entry(const Json& record, ReportData& data) {
   record.at("median_us").get_to(entry.timing.median_us);
   record.at("reference_us").get_to(entry.reference_us);
   entry.speedup = entry.reference_us / entry.timing.median_us;
-  record.at("tie").get_to(entry.tie);
+  record.at("tie").get_to(point.is_tie);
   entry.source = parse_source(record.at("source").get<std::string>());
 }
 

@@ -36,6 +36,7 @@ struct LayerPoint {
   double bytes = 0;       // that must move
   double flops = 0;       // of one call
   double floor_us = 0;    // the larger of both at the GPU's rates; 0 when those are unknown
+  bool is_tie = false;    // another plan was within noise
   bool has_rest = false;  // rel_err, p10 and p90 are known: the entry is a table's
 };
 

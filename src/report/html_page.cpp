@@ -151,7 +151,7 @@ std::string layer_rows(const ReportData& data) {
         "<td class=\"plan\">{}</td><td class=\"plan\">{}</td></tr>\n",
         num_tokens, time_text(entry.timing.median_us, Source::measured),
         time_text(entry.reference_us, Source::measured), speedup_text(entry.speedup),
-        time_text(point.floor_us, Source::measured), source, source, entry.tie ? " tie" : "",
+        time_text(point.floor_us, Source::measured), source, source, point.is_tie ? " tie" : "",
         step("gemm1"), step("gemm2"));
   }
   return text;

@@ -32,7 +32,7 @@ std::string markdown(const ReportData& data) {
                         time_text(entry.timing.median_us, entry.source),
                         time_text(entry.reference_us, entry.source),
                         time_text(point.floor_us, Source::measured), speedup_text(entry.speedup),
-                        to_string(entry.source), entry.tie ? "tie" : "");
+                        to_string(entry.source), point.is_tie ? "tie" : "");
     speedups.push_back(entry.speedup);
   }
   if (const auto stats = speedup_stats(speedups)) {

@@ -26,6 +26,13 @@ std::string text(double value, int digits, const char* unit = "") {
   return std::isfinite(value) ? fmt::format("{:.{}f}{}", value, digits, unit) : "-";
 }
 
+const EntryRun::Improvement* first_within(const std::vector<EntryRun::Improvement>& improvements,
+                                          double band) {
+  for (const EntryRun::Improvement& improvement : improvements)
+    if (improvement.ratio <= 1 + band) return &improvement;
+  return nullptr;
+}
+
 Json finite(double value) {
   return std::isfinite(value) ? Json(value) : Json(nullptr);
 }
@@ -44,9 +51,12 @@ Json reach_json(const ReachStats& stats) {
 }  // namespace
 
 const EntryRun::Improvement* EntryRun::reached(double band) const {
-  for (const Improvement& improvement : improvements)
-    if (improvement.ratio <= 1 + band) return &improvement;
-  return nullptr;
+  return first_within(improvements, band);
+}
+
+const EntryRun::Improvement* EntryRun::reached_at_last(double band) const {
+  const Improvement* at = reached(band);
+  return at != nullptr ? at : first_within(later, band);
 }
 
 ReachStats reach_stats(const StrategyReplay& replay, double band) {
@@ -61,7 +71,8 @@ ReachStats reach_stats(const StrategyReplay& replay, double band) {
       evaluations.push_back(needed);
       shares.push_back(needed / static_cast<double>(run.num_points));
       seconds.push_back(at != nullptr ? at->gpu_s : kNever);
-      table_s += at != nullptr ? at->gpu_s : run.gpu_s + run.grid_gpu_s;
+      const EntryRun::Improvement* at_last = run.reached_at_last(band);
+      table_s += at_last != nullptr ? at_last->gpu_s : kNever;
     }
     tables.push_back(table_s);
   }
@@ -132,8 +143,9 @@ std::string replay_text(const std::vector<JournalReplay>& replays) {
              "reached: share of (stage, token count, seed) that got within 5 or 1 % of the "
              "record's best;\n"
              "evals, GPU ms: until then, median and p90; -: fewer than that share got there\n"
-             "table GPU s: all entries until then, by seed; one that did not get there pays a grid "
-             "on top\n"
+             "table GPU s: all entries until then, by seed; where the strategy ended before, it "
+             "goes "
+             "on with what is left in the time model's order\n"
              "to end: a whole table, until the strategy stops by itself\n{}\n",
              kReplayCost);
 }

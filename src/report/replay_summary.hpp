@@ -22,13 +22,16 @@ struct EntryRun {
   Stage stage = Stage::gemm1;
   std::int64_t num_tokens = 0;
   std::uint64_t num_points = 0;       // of the record
-  double grid_gpu_s = 0;              // what looking at all of them costs
   std::uint64_t num_evaluations = 0;  // until it ended by itself
   double gpu_s = 0;
   std::vector<Improvement> improvements;
+  // Had it gone on with all that was left, in the time model's order.
+  std::vector<Improvement> later;
 
-  // The first look within `band` (0.01: 1 %) of the best, or null.
+  // The first look within `band` (0.01: 1 %) of the best, or null: by the strategy itself, and with
+  // what is left after its end.
   const Improvement* reached(double band) const;
+  const Improvement* reached_at_last(double band) const;
 };
 
 // A strategy on a journal: [seed][entry], the entries in the same order for every seed.
@@ -51,9 +54,8 @@ struct ReachStats {
   double median_evaluations = 0, p90_evaluations = 0;
   double median_share = 0, p90_share = 0;  // evaluations over the record's points
   double median_gpu_s = 0, p90_gpu_s = 0;
-  // A whole table (all entries of a journal), by seed: GPU seconds until every entry got there. An
-  // entry that did not is charged what it spent and a whole grid on top, for that is what it takes
-  // to be sure.
+  // A whole table (all entries of a journal), by seed: GPU seconds until every entry got there,
+  // those that the strategy ended too early for by going on in the time model's order.
   double median_table_gpu_s = 0, p90_table_gpu_s = 0;
 };
 

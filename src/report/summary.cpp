@@ -7,8 +7,6 @@
 namespace moetune {
 namespace {
 
-constexpr int kFullSamples = 20;  // what the timing protocol asks for; fewer is a screening look
-
 bool is_reference(const Trial& trial, const Plan& reference) {
   return !trial.plan.steps.empty() && std::ranges::all_of(trial.plan.steps, [&](const Step& step) {
     const Step* same_op = reference.find(step.op);
@@ -47,7 +45,7 @@ bool has_good_time(const Trial& trial) {
 const Trial* better(const Trial* best, const Trial& trial) {
   if (!has_good_time(trial)) return best;
   const auto order = [](const Trial& t) {
-    return std::tuple(t.timing.num_samples < kFullSamples, t.timing.median_us);
+    return std::tuple(t.timing.num_samples < kRoundSamples, t.timing.median_us);
   };
   return best == nullptr || order(trial) < order(*best) ? &trial : best;
 }

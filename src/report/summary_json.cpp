@@ -28,7 +28,7 @@ Json layer_row(std::int64_t num_tokens, const TableEntry& entry) {
       {"energy_mj", positive_or_null(entry.energy_mj)},
       {"workspace_bytes", entry.workspace_bytes > 0 ? Json(entry.workspace_bytes) : Json(nullptr)},
       {"clock_mhz", entry.timing.clock_mhz > 0 ? Json(entry.timing.clock_mhz) : Json(nullptr)},
-      {"tie", entry.tie},
+      {"ties", entry.ties},
       {"source", to_string(entry.source)}};
 }
 

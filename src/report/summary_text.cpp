@@ -57,15 +57,15 @@ std::set<std::string> variants_of(const Table& table) {
 }
 
 std::string note_of(const TableEntry& entry) {
-  if (!entry.timing.unsteady) return entry.tie ? "tie" : "";
-  return entry.tie ? "tie, unsteady" : "unsteady";
+  if (!entry.timing.unsteady) return entry.ties.empty() ? "" : "tie";
+  return entry.ties.empty() ? "unsteady" : "tie, unsteady";
 }
 
 std::string layer_table(const Table& table) {
   const auto variants = variants_of(table);
   const bool mixed = variants.size() > 1;
   const bool any_tie =
-      std::ranges::any_of(table.entries, [](const auto& e) { return e.second.tie; });
+      std::ranges::any_of(table.entries, [](const auto& e) { return !e.second.ties.empty(); });
   const bool any_unsteady =
       std::ranges::any_of(table.entries, [](const auto& e) { return e.second.timing.unsteady; });
   std::vector<std::string> headings = {"tokens",       "<gemm1",  "<gemm2",  "layer us",

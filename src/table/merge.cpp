@@ -10,8 +10,6 @@
 namespace moetune {
 namespace {
 
-constexpr int kFullSamples = 20;  // the timing protocol's
-
 auto age(const Table& table) {
   const TableIdentity& identity = table.identity;
   return std::tie(table.created, table.command, table.seed, identity.driver, identity.shape.model);
@@ -50,7 +48,7 @@ bool is_better_entry(const TableEntry& a, const TableEntry& b, Objective objecti
     return std::tuple(e.source, e.timing.num_samples < kFullSamples,
                       cost(objective, e).value_or(std::numeric_limits<double>::infinity()),
                       e.timing.median_us, -e.timing.num_samples, e.plan.key(), e.timing.p10_us,
-                      e.timing.p90_us, e.reference_us, e.rel_err, !e.tie, e.registers,
+                      e.timing.p90_us, e.reference_us, e.rel_err, e.ties.size(), e.registers,
                       e.smem_bytes);
   };
   return order(a) < order(b);

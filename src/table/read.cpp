@@ -69,6 +69,16 @@ void refuse_foreign_table(const Json& document, const std::string& path) {
              num_entries));
 }
 
+void refuse_other_version(const Json& document, const std::string& path) {
+  if (!document.is_object() || document.value("schema", Json()) != "moe-tune-table") return;
+  const Json version = document.value("schema_version", Json());
+  if (!version.is_number_integer() || version == kTableSchemaVersion) return;
+  refuse(path,
+         fmt::format("schema_version is {}: another version of moe-tune wrote this table, and "
+                     "this one reads {}; tune again with moe-tune search",
+                     version.dump(), kTableSchemaVersion));
+}
+
 TableIdentity read_identity(const Ordered& json) {
   TableIdentity identity;
   identity.gpu = json.at("gpu");
@@ -104,7 +114,7 @@ TableEntry read_entry(const Ordered& json) {
   entry.registers = json.at("registers");
   entry.smem_bytes = json.at("smem_bytes");
   entry.source = parse_source(json.at("source").get<std::string>());
-  entry.tie = json.at("tie");
+  entry.ties = json.at("ties").get<std::vector<std::string>>();
   return entry;
 }
 
@@ -146,6 +156,7 @@ Table parse_table(std::string_view text, const std::string& path) {
   const Json document = parse_unique(text, path);
   const Ordered ordered = parse_json(text, path);
   refuse_foreign_table(document, path);
+  refuse_other_version(document, path);
   check_schema(document, path);
   try {
     return read_fields(ordered);

@@ -46,7 +46,7 @@ Json entry_json(const TableEntry& entry) {
   json["registers"] = entry.registers;
   json["smem_bytes"] = entry.smem_bytes;
   json["source"] = to_string(entry.source);
-  json["tie"] = entry.tie;
+  json["ties"] = entry.ties;
   if (!is_deterministic(entry.plan)) json["deterministic"] = false;
   return json;
 }

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/gpu.hpp"
 #include "core/objective.hpp"
@@ -16,7 +17,7 @@
 
 namespace moetune {
 
-inline constexpr int kTableSchemaVersion = 2;
+inline constexpr int kTableSchemaVersion = 3;
 
 // What a table is valid for. A reader compares it with what it runs on.
 struct TableIdentity {
@@ -41,7 +42,8 @@ struct TableEntry {
   int registers = 0;
   int smem_bytes = 0;
   Source source = Source::measured;
-  bool tie = false;  // another plan was within noise: see tuning.md's tie band
+  // Keys of other plans that were measured beside it and were within noise of it (tune/finals.hpp).
+  std::vector<std::string> ties;
 };
 
 struct Table {

@@ -28,6 +28,15 @@ bool within_band(const TableEntry& a, const TableEntry& b, Objective objective) 
   return first_is_best ? is_tie(b.timing, a.timing) : is_tie(a.timing, b.timing);
 }
 
+// Whether a plan is the winner, or was measured as no worse, in both.
+bool share_a_plan(const TableEntry& a, const TableEntry& b) {
+  std::set<std::string> plans(a.ties.begin(), a.ties.end());
+  plans.insert(a.plan.key());
+  return plans.contains(b.plan.key()) ||
+         std::any_of(b.ties.begin(), b.ties.end(),
+                     [&](const std::string& plan) { return plans.contains(plan); });
+}
+
 std::string plan_text(const TableEntry& entry) {
   std::string text;
   for (const Step& step : entry.plan.steps) {
@@ -55,7 +64,7 @@ std::string remark(const ComparedEntry& entry) {
     case Agreement::same:
       return "same plan";
     case Agreement::tie:
-      return entry.is_declared ? "tie, marked in both" : "tie";
+      return entry.is_declared ? "declared tie" : "tie by time";
     case Agreement::different:
       return fmt::format("DIFFERENT: {}; {}", plan_text(entry.first), plan_text(entry.second));
     case Agreement::missing:
@@ -110,9 +119,9 @@ TableComparison compare_tables(const Table& first, const Table& second) {
     if (a != first.entries.end()) entry.first = a->second;
     if (b != second.entries.end()) entry.second = b->second;
     if (a == first.entries.end() || b == second.entries.end()) continue;
-    entry.is_declared = entry.first.tie && entry.second.tie;
+    entry.is_declared = share_a_plan(entry.first, entry.second);
     entry.agreement = entry.first.plan == entry.second.plan ? Agreement::same
-                      : within_band(entry.first, entry.second, first.objective)
+                      : entry.is_declared || within_band(entry.first, entry.second, first.objective)
                           ? Agreement::tie
                           : Agreement::different;
   }
@@ -130,8 +139,9 @@ std::string comparison_text(const TableComparison& comparison) {
   return table.text() +
          fmt::format(
              "{} of {} entries agree ({:.1f} %; {:.0f} % count as reproducible): {} with the same "
-             "plan, {} ties ({} marked in both tables); {} different, {} in one table only\n"
-             "tie: each table's winner is within the other's tie band\n",
+             "plan, {} ties ({} declared); {} different, {} in one table only\n"
+             "declared tie: a plan that wins in one table, or ties with its winner, does so in the "
+             "other; tie by time: the winners' times are within the tie band\n",
              comparison.count(Agreement::same) + comparison.count(Agreement::tie),
              comparison.entries.size(), 100 * comparison.share(), 100 * kReproducible,
              comparison.count(Agreement::same), comparison.count(Agreement::tie),

@@ -12,7 +12,7 @@ namespace moetune {
 
 enum class Agreement {
   same,       // the same plan
-  tie,        // each one's winner is within the other's tie band
+  tie,        // both declare a plan as no worse than their winner, or the times are that close
   different,  // neither
   missing     // only one of the tables has the token count
 };
@@ -20,7 +20,7 @@ enum class Agreement {
 struct ComparedEntry {
   std::int64_t num_tokens = 0;
   Agreement agreement = Agreement::missing;
-  bool is_declared = false;  // both tables mark the entry as a tie
+  bool is_declared = false;  // some plan is the winner, or declared its tie, in both
   TableEntry first, second;  // without a plan where the table has none
   double ratio() const;      // of the times, second to first; 0 when one is missing
 };

@@ -23,6 +23,8 @@ namespace {
 // further routings add time but no information.
 constexpr double kLongGraphUs = 2000;
 constexpr int kScreeningSamples = 3;
+static_assert(kScreeningSamples < kRoundSamples);
+constexpr double kLongRoundUs = 20'000;  // the same for a round of finals
 // The call that was checked is a first look, its launch included: enough to drop a long call that
 // took this much more than the limit.
 constexpr double kFirstLookUs = 200;
@@ -261,13 +263,19 @@ void DeviceEvaluator::time(const Request& request, const Steps& steps, TokenBatc
   TimingOptions options;
   options.num_calls = static_cast<int>(batch.routings.size());
   options.stop_above_us = request.stop_above_us;
+  const auto shorten = [&](double graph_us) {
+    options.num_calls = std::clamp(static_cast<int>(graph_us / call_us), 1, options.num_calls);
+  };
+  const bool is_long = call_us * options.num_calls > kLongGraphUs;
   if (!request.thorough) {
-    options.num_warmups = 1;
     options.num_samples = kScreeningSamples;
-    if (call_us * options.num_calls > kLongGraphUs) {
-      options.num_calls =
-          std::clamp(static_cast<int>(kLongGraphUs / call_us), 1, options.num_calls);
-      options.num_warmups = 0;
+    options.num_warmups = is_long ? 0 : 1;
+    if (is_long) shorten(kLongGraphUs);
+  } else {
+    options.num_samples = request.num_samples;
+    if (request.num_samples < kFullSamples && is_long) {
+      options.num_warmups = 1;
+      shorten(kLongRoundUs);
     }
   }
   const Graph graph(layer_->stream(), [&] {

@@ -21,8 +21,10 @@ struct Request {
   Plan plan;  // gemm1 or gemm2: one step; layer: both
   // Racing: give up after a brief look when the plan is clearly slower than this. 0: never.
   double stop_above_us = 0;
-  // false: a screening look, a few samples; true: the full protocol (at least 20 samples).
+  // false: a screening look, a few samples; true: the full protocol, or a round of it.
   bool thorough = false;
+  // Of a thorough request. A round of finals takes kRoundSamples, and of long calls fewer routings.
+  int num_samples = kFullSamples;
   // Announced for a stage or token count to come: compiled when nothing else waits for that.
   bool is_later = false;
 };

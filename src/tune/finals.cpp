@@ -1,6 +1,7 @@
 #include "tune/finals.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -8,19 +9,77 @@
 #include <string>
 #include <tuple>
 
+#include "measure/sampling.hpp"
 #include "report/summary.hpp"
 
 namespace moetune {
 namespace {
 
-constexpr double kSecondRound = 1.05;  // who is measured again after the first thorough round
-constexpr int kNumRounds = 2;
+constexpr int kNumRounds = 5;
+// Times the fastest: who goes on after the first round, the second, ...
+constexpr std::array<double, kNumRounds - 1> kGoesOn{1.06, 1.04, 1.03, 1.03};
 constexpr double kLaunchUs = 2;  // what a kernel less saves a layer
 constexpr double kCostBand = 1.01;
 
 bool is_faster(const Trial& a, const Trial& b) {
   return a.timing.median_us < b.timing.median_us;
 }
+
+// Which rounds count: steady() as for the blocks of one measurement. All where none is.
+std::vector<bool> counted(std::span<const Trial> rounds) {
+  std::vector<ClockReading> clocks;
+  for (const Trial& trial : rounds)
+    clocks.push_back({trial.timing.clock_mhz, trial.timing.unsteady});
+  std::vector<bool> counts = steady(clocks);
+  if (std::find(counts.begin(), counts.end(), true) == counts.end()) counts.flip();
+  return counts;
+}
+
+Trial merge(std::span<const Trial> rounds) {
+  const std::vector<bool> counts = counted(rounds);
+  const auto num = static_cast<double>(std::count(counts.begin(), counts.end(), true));
+  Trial sum = rounds.front();
+  sum.timing = {};
+  sum.energy_mj = 0;
+  double clock_mhz = 0;
+  for (std::size_t i = 0; i < rounds.size(); ++i) {
+    const Trial& trial = rounds[i];
+    sum.rel_err = std::max(sum.rel_err, trial.rel_err);
+    sum.max_err = std::max(sum.max_err, trial.max_err);
+    sum.quantisation_err = std::max(sum.quantisation_err, trial.quantisation_err);
+    sum.timing.num_discarded += trial.timing.num_discarded;
+    if (!counts[i]) {
+      sum.timing.num_discarded += trial.timing.num_samples;
+      continue;
+    }
+    sum.timing.median_us += trial.timing.median_us / num;
+    sum.timing.p10_us += trial.timing.p10_us / num;
+    sum.timing.p90_us += trial.timing.p90_us / num;
+    sum.timing.num_samples += trial.timing.num_samples;
+    sum.timing.unsteady = sum.timing.unsteady || trial.timing.unsteady;
+    sum.energy_mj += trial.energy_mj / num;
+    clock_mhz += trial.timing.clock_mhz / num;
+  }
+  sum.timing.clock_mhz = static_cast<int>(std::lround(clock_mhz));
+  return sum;
+}
+
+// A plan's finals. While it goes on it has as many rounds as any other.
+struct Final {
+  const Plan* plan = nullptr;
+  std::vector<Trial> rounds;
+  bool is_ok = true;
+  bool goes_on = true;
+
+  void add(const Trial& trial) {
+    rounds.push_back(trial);
+    is_ok = is_ok && has_good_time(trial);
+    goes_on = is_ok;
+  }
+  double mean_us() const { return merge(rounds).timing.median_us; }
+  // Against whom it competes: each FP8 choice of a GEMM is reported.
+  bool group(Stage stage) const { return stage != Stage::layer && is_fp8(*plan); }
+};
 
 }  // namespace
 
@@ -65,47 +124,33 @@ void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8) {
 }
 
 std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
-                                 std::int64_t num_tokens) {
-  std::vector<std::vector<Trial>> rounds(plans.size());
-  std::vector<bool> goes_on(plans.size(), true);
+                                 std::int64_t num_tokens, bool by_time) {
+  std::vector<Final> finals(plans.size());
+  for (std::size_t i = 0; i < plans.size(); ++i) finals[i].plan = &plans[i];
+  const double least_us = stage == Stage::layer ? 0 : kLaunchUs;
   for (int round = 1; round <= kNumRounds; ++round) {
-    double best_us = 0;
-    for (std::size_t i = 0; i < plans.size(); ++i) {
-      if (!goes_on[i]) continue;
-      const Trial trial = runner.run({stage, num_tokens, plans[i], 0, true}, round);
-      rounds[i].push_back(trial);
-      if (has_good_time(trial) && (best_us == 0 || trial.timing.median_us < best_us)) {
-        best_us = trial.timing.median_us;
-      }
+    std::map<bool, double> best_us;  // by FP8
+    for (Final& one : finals) {
+      if (!one.goes_on) continue;
+      Request request{stage, num_tokens, *one.plan, 0, true};
+      request.num_samples = kRoundSamples;
+      one.add(runner.run(request, round));
+      if (!one.is_ok) continue;
+      double& best = best_us.try_emplace(one.group(stage), one.mean_us()).first->second;
+      best = std::min(best, one.mean_us());
     }
-    for (std::size_t i = 0; i < plans.size(); ++i) {
-      goes_on[i] = goes_on[i] && has_good_time(rounds[i].back()) &&
-                   rounds[i].back().timing.median_us <= best_us * kSecondRound;
+    if (round == kNumRounds) break;
+    const double band = kGoesOn[static_cast<std::size_t>(round - 1)];
+    for (Final& one : finals) {
+      one.goes_on = one.goes_on && one.is_ok &&
+                    one.mean_us() <= best_us.at(one.group(stage)) * band + least_us;
     }
   }
   std::vector<Trial> merged;
-  for (const std::vector<Trial>& of_plan : rounds) {
-    if (!std::all_of(of_plan.begin(), of_plan.end(), has_good_time)) continue;
-    Trial sum = of_plan.front();
-    sum.timing = {};
-    sum.energy_mj = 0;
-    const auto num = static_cast<double>(of_plan.size());
-    double clock_mhz = 0;
-    for (const Trial& trial : of_plan) {
-      sum.timing.median_us += trial.timing.median_us / num;
-      sum.timing.p10_us += trial.timing.p10_us / num;
-      sum.timing.p90_us += trial.timing.p90_us / num;
-      sum.timing.num_samples += trial.timing.num_samples;
-      sum.timing.num_discarded += trial.timing.num_discarded;
-      sum.timing.unsteady = sum.timing.unsteady || trial.timing.unsteady;
-      sum.energy_mj += trial.energy_mj / num;
-      clock_mhz += trial.timing.clock_mhz / num;
-      sum.rel_err = std::max(sum.rel_err, trial.rel_err);
-      sum.max_err = std::max(sum.max_err, trial.max_err);
-      sum.quantisation_err = std::max(sum.quantisation_err, trial.quantisation_err);
-    }
-    sum.timing.clock_mhz = static_cast<int>(std::lround(clock_mhz));
-    merged.push_back(sum);
+  for (const Final& one : finals) {
+    if (!one.is_ok) continue;
+    merged.push_back(merge(one.rounds));
+    merged.back().screened_out = by_time && !one.goes_on;
   }
   return merged;
 }
@@ -135,10 +180,10 @@ bool is_tie(const Timing& timing, const Timing& best) {
          best.p90_us >= timing.median_us;
 }
 
-bool settle(std::vector<Trial>& trials, const Plan* pinned,
-            std::span<const Variant* const> variants) {
+std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
+                                std::span<const Variant* const> variants) {
   std::erase_if(trials, [](const Trial& trial) { return !has_good_time(trial); });
-  if (trials.empty()) return false;
+  if (trials.empty()) return {};
   std::stable_sort(trials.begin(), trials.end(), is_faster);
   const Timing best = trials.front().timing;
   const auto preference = [&](const Trial& trial) {
@@ -153,14 +198,13 @@ bool settle(std::vector<Trial>& trials, const Plan* pinned,
     return std::tuple(!is_pinned, rank, trial.smem_bytes, trial.registers, trial.plan.key());
   };
   auto winner = trials.begin();
-  bool tie = false;
-  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial) {
-    if (!is_tie(trial->timing, best)) continue;
-    tie = true;
-    if (preference(*trial) < preference(*winner)) winner = trial;
-  }
+  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial)
+    if (is_tie(trial->timing, best) && preference(*trial) < preference(*winner)) winner = trial;
   std::rotate(trials.begin(), winner, winner + 1);
-  return tie;
+  std::vector<std::string> ties;
+  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial)
+    if (is_tie(trial->timing, best)) ties.push_back(trial->plan.key());
+  return ties;
 }
 
 }  // namespace moetune

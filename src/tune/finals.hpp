@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/objective.hpp"
@@ -25,11 +26,14 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
 // their own precision. time: leaves all, for settle() decides.
 void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 
-// Measures thoroughly, in rounds that are interleaved so that a drift of clocks hits all alike.
-// After the first round only what is within 5 % of the best goes on. Returns those that stayed ok
-// in every round, each with its rounds' times averaged.
+// Measures in short rounds that are interleaved, so that a drift of clocks hits all alike. After
+// each, what is clearly slower than the fastest drops out: of whole layers, or of the GEMMs of its
+// FP8 choice. Returns those that stayed ok, each with its rounds' times averaged, but without
+// rounds whose clock was 5 % off the plan's others: their samples are counted as discarded. With
+// `by_time` those that dropped out are marked as screened out, for they saw other clocks than those
+// that stayed; else time does not decide, and they count.
 std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
-                                 std::int64_t num_tokens);
+                                 std::int64_t num_tokens, bool by_time);
 
 // 95 % confidence interval of a plan's median over its thorough rounds.
 struct TimeInterval {
@@ -46,8 +50,8 @@ bool is_tie(const Timing& timing, const Timing& best);
 
 // Leaves the trials that have a full time, the winner first, the others by time. The winner is,
 // among those tied with the fastest, `pinned` (may be null), else by order of variants, less shared
-// memory, fewer registers, key. Returns whether another was tied.
-bool settle(std::vector<Trial>& trials, const Plan* pinned,
-            std::span<const Variant* const> variants);
+// memory, fewer registers, key. Returns the keys of the others that were tied.
+std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
+                                std::span<const Variant* const> variants);
 
 }  // namespace moetune

@@ -30,7 +30,7 @@ struct SearchSettings {
   Fp8Mode fp8 = Fp8Mode::off;
   bool deterministic = false;  // only points whose calls give the same bits each time
   Budget budget;
-  std::size_t num_finalists = 5;
+  std::size_t num_finalists = 8;
   Objective objective = Objective::time;
 };
 

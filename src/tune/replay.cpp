@@ -22,8 +22,8 @@ constexpr double kFirstLookFactor = 1.2;
 constexpr int kNumCalls = 8;
 constexpr int kNumSamples = 3;
 constexpr std::size_t kWindow = 4096;   // as proposals have it
-constexpr std::size_t kNumWinners = 5;  // finalists that a session keeps
-constexpr double kFinalistBand = 1.10;
+constexpr std::size_t kNumWinners = 8;  // finalists that a session keeps
+constexpr double kFinalistBand = 1.03;
 
 struct Candidate {
   std::size_t space = 0;
@@ -55,7 +55,6 @@ class EntryReplay {
                            const auto at = coordinates.find(point);
                            return at ? space.predicted_us[*at] : 0;
                          }}));
-      for (const Trial& look : space.looks) run_.grid_gpu_s += cost_us(look, entry.best_us) / 1e6;
     }
   }
 
@@ -74,7 +73,7 @@ class EntryReplay {
       }
     }
     bequeath(legacy);
-    return run_;
+    return with_rest(run_);
   }
 
  private:
@@ -98,8 +97,23 @@ class EntryReplay {
     return std::nullopt;
   }
 
-  static double cost_us(const Trial& look, double best_us) {
-    return look.status == TrialStatus::ok ? look_cost_us(look.timing.median_us, best_us) : 0;
+  // What would come of looking at all that is left, in the time model's order.
+  EntryRun with_rest(EntryRun run) {
+    std::vector<Candidate> rest;
+    for (std::size_t s = 0; s < entry_.spaces.size(); ++s)
+      for (std::size_t i = 0; i < entry_.spaces[s].points.size(); ++i)
+        if (!seen_.contains({s, i})) rest.push_back({s, i});
+    by_prediction(rest);
+    run_.improvements.clear();
+    for (const Candidate& candidate : rest) look(candidate);
+    run.later = std::move(run_.improvements);
+    return run;
+  }
+
+  void by_prediction(std::vector<Candidate>& candidates) const {
+    std::ranges::stable_sort(candidates, {}, [&](const Candidate& candidate) {
+      return entry_.spaces[candidate.space].predicted_us[candidate.point];
+    });
   }
 
   void look(const Candidate& candidate) {
@@ -107,7 +121,9 @@ class EntryReplay {
     order_.push_back(candidate);
     const Trial& trial = entry_.spaces[candidate.space].looks[candidate.point];
     ++run_.num_evaluations;
-    run_.gpu_s += cost_us(trial, best_us_) / 1e6;
+    if (trial.status == TrialStatus::ok) {
+      run_.gpu_s += look_cost_us(trial.timing.median_us, best_us_) / 1e6;
+    }
     if (!has_good_time(trial) || (best_us_ > 0 && trial.timing.median_us >= best_us_)) return;
     best_us_ = trial.timing.median_us;
     run_.improvements.push_back({run_.num_evaluations, run_.gpu_s, best_us_ / entry_.best_us});
@@ -124,9 +140,7 @@ class EntryReplay {
       }
     }
     if (in_drawn_order_) return queue;
-    std::ranges::stable_sort(queue, {}, [&](const Candidate& candidate) {
-      return entry_.spaces[candidate.space].predicted_us[candidate.point];
-    });
+    by_prediction(queue);
     return queue;
   }
 

@@ -245,7 +245,7 @@ std::vector<Trial> Session::tune_stage(const Proposals& proposals, Looks looks) 
   for (const Trial& trial : pick(trials, settings_.num_finalists, kFinalistBand)) {
     finalists.push_back(trial.plan);
   }
-  std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens);
+  std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens, by_time);
   if (!by_time) keep_best(finals, settings_.objective, true);
   settle(finals, nullptr, settings_.variants);
   winners.clear();
@@ -283,7 +283,8 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   const std::uint64_t measured_before = num_measured();
   listener_.stage_started(Stage::layer, num_tokens, 0);
   for (const Plan& plan : best_joined(num_tokens)) add(plan);
-  std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens);
+  std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens,
+                                            settings_.objective == Objective::time);
   TableEntry entry;
   for (const Trial& trial : layers)
     if (trial.plan == reference) entry.reference_us = trial.timing.median_us;
@@ -296,7 +297,7 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
     listener_.note(fmt::format("{} tokens: layers work, but their {} is not known", num_tokens,
                                to_string(settings_.objective)));
   }
-  entry.tie = settle(layers, &reference, settings_.variants);
+  entry.ties = settle(layers, &reference, settings_.variants);
   if (layers.empty()) return {};
 
   const Trial& winner = layers.front();

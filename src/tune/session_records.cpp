@@ -13,8 +13,6 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-constexpr int kFullSamples = 20;  // fewer are a first look, which is too short for a clock check
-
 // Over the thorough trials that a GPU measured.
 struct ClockCheck {
   int num_measured = 0;
@@ -28,7 +26,7 @@ ClockCheck clock_check(const SearchResult& result) {
   ClockCheck check;
   for (const Trial& trial : result.trials) {
     const Timing& timing = trial.timing;
-    if (trial.source != Source::measured || timing.num_samples < kFullSamples) continue;
+    if (trial.source != Source::measured || timing.num_samples < kRoundSamples) continue;
     ++check.num_measured;
     check.num_checked += timing.clock_mhz > 0;
     check.num_unsteady += timing.unsteady;
@@ -92,7 +90,7 @@ Json entry_record(std::int64_t num_tokens, const TableEntry& entry, const TimeIn
           {"median_us", entry.timing.median_us},
           {"ci95_us", {interval.low_us, interval.high_us}},
           {"reference_us", entry.reference_us},
-          {"tie", entry.tie},
+          {"tie", !entry.ties.empty()},
           {"source", to_string(entry.source)}};
 }
 

@@ -141,6 +141,7 @@ ordered_json encode(const Request& request) {
           {"plan", request.plan},
           {"stop_above_us", request.stop_above_us},
           {"thorough", request.thorough},
+          {"num_samples", request.num_samples},
           {"is_later", request.is_later}};
 }
 
@@ -151,6 +152,7 @@ Request decode_request(const ordered_json& json) {
   json.at("plan").get_to(request.plan);
   json.at("stop_above_us").get_to(request.stop_above_us);
   json.at("thorough").get_to(request.thorough);
+  json.at("num_samples").get_to(request.num_samples);
   json.at("is_later").get_to(request.is_later);
   return request;
 }

@@ -81,6 +81,7 @@ int run(int argc, char** argv) {
   add_compare(app, chosen);
   add_report(app, chosen);
   add_worker(app, chosen);
+  add_compile_worker(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {

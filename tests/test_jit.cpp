@@ -18,6 +18,7 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "jit/cache.hpp"
+#include "jit/compile_worker.hpp"
 #include "jit/compiler.hpp"
 #include "jit/cubin.hpp"
 #include "jit/nvrtc.hpp"
@@ -415,6 +416,51 @@ TEST_CASE("compiler: its end drops what is queued, and every future is answered"
   }
   CHECK(dropped > 0);
   CHECK(!futures.back().get()->ok());
+}
+
+TEST_CASE("compiler: what further processes compile is what this one does") {
+  const auto source = [](int i) {
+    return KernelSource{"reference/reference.cu",
+                        {i == 7 ? "no_such_kernel" : "moetune_reference::fill_normal_bf16"},
+                        {fmt::format("-DNUMBER={}", i)}};
+  };
+  Compiler alone("sm_90a", "", 1);
+  Compiler many("sm_90a", "", 2 * kThreadsAProcess + 1, embedded_kernels(), MOETUNE_PROGRAM);
+  std::vector<std::shared_future<std::shared_ptr<const Cubin>>> cubins;
+  for (int i = 0; i < 40; ++i) cubins.push_back(many.submit(source(i)));
+  for (const int i : {0, 7}) {
+    const auto wanted = alone.get(source(i));
+    for (int j = i; j < (i == 7 ? 8 : 7); ++j) {
+      const auto cubin = cubins[static_cast<std::size_t>(j)].get();
+      CHECK(cubin->image == wanted->image);
+      CHECK(cubin->error == wanted->error);
+      CHECK(cubin->log == wanted->log);
+      REQUIRE(cubin->kernels.size() == wanted->kernels.size());
+      if (cubin->kernels.empty()) continue;
+      CHECK(cubin->kernels[0].lowered_name == wanted->kernels[0].lowered_name);
+      CHECK(cubin->kernels[0].resources.registers == wanted->kernels[0].resources.registers);
+    }
+  }
+  for (const auto& cubin : cubins) cubin.wait();
+  const Compiler::Stats stats = many.stats();
+  CHECK(stats.compiled == 39);
+  CHECK(stats.failed == 1);
+  CHECK(stats.peak_host_bytes > 2 * 10'000'000);  // of two processes that did something
+}
+
+TEST_CASE("compiler: when further processes are gone, or never came, this one goes on alone") {
+  const KernelSource source{"reference/reference.cu", {"moetune_reference::fill_normal_bf16"}, {}};
+  for (const char* program : {"/bin/false", "/nowhere/moe-tune"}) {
+    CompileWorker worker(program, 1);
+    CHECK_FALSE(worker.compile(source, "sm_90a").has_value());
+    CHECK_FALSE(worker.compile(source, "sm_90a").has_value());
+    Compiler compiler("sm_90a", "", kThreadsAProcess + 4, embedded_kernels(), program);
+    for (int i = 0; i < 12; ++i) {
+      KernelSource other = source;
+      other.options = {fmt::format("-DNUMBER={}", i)};
+      CHECK(compiler.get(other)->ok());
+    }
+  }
 }
 
 TEST_CASE("kernels_hash and nvrtc_version: identify what made a cubin") {

@@ -93,7 +93,7 @@ TEST_CASE("worker: the child opens what the parent was asked to open") {
   Problem asked = problem();
   asked.dtype = Dtype::fp8_tensor;
   asked.seed = 18446744073709551615u;
-  const EvaluatorOptions options{"a cache", "records", 3, 5, true, true};
+  const EvaluatorOptions options{"a cache", "records", 3, "a program", 5, true, true};
   const WorkerEvaluator worker({MOETUNE_FAKE_WORKER}, 2, asked, options);
   CHECK(worker.gpu().driver == encode_open(2, asked, options).dump());
   CHECK(worker.gpu().driver != encode_open(2, problem(), options).dump());

@@ -11,6 +11,7 @@
 #include "cli/cache_dir.hpp"
 #include "cli/command.hpp"
 #include "cli/problem_options.hpp"
+#include "core/child_process.hpp"
 #include "core/error.hpp"
 #include "jit/compiler.hpp"
 #include "kernels/support/support.hpp"
@@ -145,7 +146,8 @@ ArchResult compile_arch(const Gpu& gpu, std::vector<KernelSource> sources, std::
   result.arch = arch_name(gpu);
   result.num_kernels = sources.size();
   const auto start = std::chrono::steady_clock::now();
-  Compiler compiler(result.arch, options.cache_dir, options.num_jobs);
+  Compiler compiler(result.arch, options.cache_dir, options.num_jobs, embedded_kernels(),
+                    kOwnProgram);
   for (const KernelSource& source : sources) compiler.submit(source);
   {
     Display display(result);

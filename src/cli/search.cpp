@@ -14,6 +14,7 @@
 #include "cli/interrupt.hpp"
 #include "cli/outputs.hpp"
 #include "cli/problem_options.hpp"
+#include "core/child_process.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "jit/compiler.hpp"
@@ -197,6 +198,7 @@ int run_search(const SearchOptions& options) {
       .cache_dir = options.cache_dir,
       .records_dir = options.records_dir,
       .num_threads = options.num_jobs,
+      .program = kOwnProgram,
       .with_fp8 = fp8_mode(options, problem.dtype) != Fp8Mode::off,
       .with_energy = objective == Objective::energy};
   // Which GPUs a launcher gives only its children know.

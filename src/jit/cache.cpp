@@ -19,10 +19,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // An entry: this line with the checksum of what follows, a line of JSON, the cubin's bytes.
-constexpr std::string_view kMagic = "moe-tune cubin 1 ";
+constexpr std::string_view kMagic = "moe-tune cubin 2 ";
 constexpr std::size_t kChecksumSize = 32;
 
-std::string encode(const std::string& key, const Cubin& cubin) {
+}  // namespace
+
+std::string encode_cubin(const std::string& key, const Cubin& cubin) {
   Json kernels = Json::array();
   for (const CompiledKernel& kernel : cubin.kernels) {
     const Resources& used = kernel.resources;
@@ -33,15 +35,18 @@ std::string encode(const std::string& key, const Cubin& cubin) {
                            {"static_smem_bytes", used.static_smem_bytes},
                            {"max_threads", used.max_threads}});
   }
-  const Json header = {
-      {"key", key}, {"compile_ms", cubin.compile_ms}, {"log", cubin.log}, {"kernels", kernels}};
+  const Json header = {{"key", key},
+                       {"compile_ms", cubin.compile_ms},
+                       {"log", cubin.log},
+                       {"error", cubin.error},
+                       {"kernels", kernels}};
   // A log may quote bytes that are not UTF-8, which dump() would refuse.
   const std::string body =
       header.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n' + cubin.image;
   return fmt::format("{}{}\n{}", kMagic, hash_hex(body), body);
 }
 
-std::optional<Cubin> decode(const std::string& key, std::string_view entry) {
+std::optional<Cubin> decode_cubin(const std::string& key, std::string_view entry) {
   const std::size_t body_at = kMagic.size() + kChecksumSize + 1;
   if (entry.size() < body_at || !entry.starts_with(kMagic)) return std::nullopt;
   const std::string_view body = entry.substr(body_at);
@@ -54,8 +59,8 @@ std::optional<Cubin> decode(const std::string& key, std::string_view entry) {
   Cubin cubin;
   cubin.image = body.substr(end + 1);
   cubin.log = header.at("log");
+  cubin.error = header.at("error");
   cubin.compile_ms = header.at("compile_ms");
-  cubin.from_cache = true;
   for (const Json& kernel : header.at("kernels")) {
     cubin.kernels.push_back({kernel.at("expression"),
                              kernel.at("lowered_name"),
@@ -64,8 +69,6 @@ std::optional<Cubin> decode(const std::string& key, std::string_view entry) {
   }
   return cubin;
 }
-
-}  // namespace
 
 std::string cache_key(const KernelSource& source, const std::string& arch,
                       std::span<const EmbeddedFile> files) {
@@ -90,7 +93,10 @@ std::optional<Cubin> Cache::find(const std::string& key) const {
   std::error_code error;
   if (directory_.empty() || !std::filesystem::exists(path(key), error)) return std::nullopt;
   try {
-    if (auto cubin = decode(key, read_file(path(key)))) return cubin;
+    if (auto cubin = decode_cubin(key, read_file(path(key)))) {
+      cubin->from_cache = true;
+      return cubin;
+    }
     spdlog::debug("{}: not a whole cache entry, compiling again", path(key));
   } catch (const std::exception& problem) {
     spdlog::debug("{}: {}, compiling again", path(key), problem.what());
@@ -101,7 +107,7 @@ std::optional<Cubin> Cache::find(const std::string& key) const {
 bool Cache::store(const std::string& key, const Cubin& cubin) {
   if (!writable_) return directory_.empty();
   try {
-    write_file_atomically(path(key), encode(key, cubin));
+    write_file_atomically(path(key), encode_cubin(key, cubin));
     return true;
   } catch (const Error& error) {
     give_up_writing(error.what());

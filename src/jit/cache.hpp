@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "core/embedded.hpp"
 #include "jit/compiler.hpp"
@@ -15,6 +16,11 @@ namespace moetune {
 // the options with the architecture, NVRTC's version and the format of the entries.
 std::string cache_key(const KernelSource& source, const std::string& arch,
                       std::span<const EmbeddedFile> files);
+
+// A cubin as bytes, with a checksum, and back; nothing when they are torn, altered or of another
+// key.
+std::string encode_cubin(const std::string& key, const Cubin& cubin);
+std::optional<Cubin> decode_cubin(const std::string& key, std::string_view bytes);
 
 // One file an entry, written whole or not at all, so any number of processes may share the
 // directory. Losing the cache never fails a run: what cannot be read is absent, and what cannot be

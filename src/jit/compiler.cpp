@@ -7,6 +7,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <string_view>
 #include <thread>
@@ -14,6 +15,7 @@
 #include <utility>
 
 #include "jit/cache.hpp"
+#include "jit/compile_worker.hpp"
 
 namespace moetune {
 namespace {
@@ -36,13 +38,21 @@ std::string identity(const KernelSource& source) {
 
 struct Compiler::Impl {
   Impl(std::string arch_name, std::string cache_dir, int num_threads,
-       std::span<const EmbeddedFile> kernel_files)
+       std::span<const EmbeddedFile> kernel_files, const std::string& program)
       : arch(std::move(arch_name)), files(kernel_files), cache(std::move(cache_dir)) {
     nvrtc_version();  // a missing toolkit is told here, not once for every source
     if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
-    for (int i = 0; i < std::max(num_threads, 1); ++i) {
-      threads.emplace_back([this](std::stop_token stop) {
-        while (const auto job = next(stop)) run(*job);
+    num_threads = std::max(num_threads, 1);
+    const bool may_share = !program.empty() && files.data() == embedded_kernels().data();
+    for (int i = kThreadsAProcess; may_share && i < num_threads; i += kThreadsAProcess) {
+      workers.push_back(
+          std::make_unique<CompileWorker>(program, std::min(num_threads - i, kThreadsAProcess)));
+    }
+    for (int i = 0; i < num_threads; ++i) {
+      const auto place = static_cast<std::size_t>(i / kThreadsAProcess);
+      CompileWorker* worker = place == 0 || !may_share ? nullptr : workers[place - 1].get();
+      threads.emplace_back([this, worker](std::stop_token stop) {
+        while (const auto job = next(stop)) run(*job, worker);
       });
     }
   }
@@ -57,9 +67,9 @@ struct Compiler::Impl {
     return job;
   }
 
-  void run(Job& job) {
+  void run(Job& job, CompileWorker* worker) {
     try {
-      const auto cubin = std::make_shared<const Cubin>(find_or_compile(job.source));
+      const auto cubin = std::make_shared<const Cubin>(find_or_compile(job.source, worker));
       {
         const std::lock_guard lock(mutex);
         if (cubin->from_cache) {
@@ -75,10 +85,12 @@ struct Compiler::Impl {
     }
   }
 
-  Cubin find_or_compile(const KernelSource& source) {
+  Cubin find_or_compile(const KernelSource& source, CompileWorker* worker) {
     const std::string key = cache_key(source, arch, files);
     if (auto cached = cache.find(key)) return *std::move(cached);
-    Cubin cubin = compile(source, arch, files);
+    std::optional<Cubin> there;
+    if (worker != nullptr) there = worker->compile(source, arch);
+    Cubin cubin = there ? *std::move(there) : compile(source, arch, files);
     if (cubin.ok() && !cache.store(key, cubin)) {
       const std::lock_guard lock(mutex);
       ++stats.not_stored;
@@ -129,12 +141,14 @@ struct Compiler::Impl {
   std::deque<std::shared_ptr<Job>> later;  // when the queue is empty
   std::unordered_map<std::string, std::shared_ptr<Job>> jobs;
   Stats stats;
+  std::vector<std::unique_ptr<CompileWorker>> workers;
   std::vector<std::jthread> threads;  // last: joined before anything they use goes away
 };
 
 Compiler::Compiler(std::string arch, std::string cache_dir, int num_threads,
-                   std::span<const EmbeddedFile> files)
-    : impl_(std::make_unique<Impl>(std::move(arch), std::move(cache_dir), num_threads, files)) {}
+                   std::span<const EmbeddedFile> files, const std::string& program)
+    : impl_(std::make_unique<Impl>(std::move(arch), std::move(cache_dir), num_threads, files,
+                                   program)) {}
 
 Compiler::~Compiler() {
   impl_->drop_queue();
@@ -155,7 +169,9 @@ std::shared_ptr<const Cubin> Compiler::get(const KernelSource& source) {
 
 Compiler::Stats Compiler::stats() const {
   const std::lock_guard lock(impl_->mutex);
-  return impl_->stats;
+  Stats stats = impl_->stats;
+  for (const auto& worker : impl_->workers) stats.peak_host_bytes += worker->peak_host_bytes();
+  return stats;
 }
 
 std::string resource_defect(const CompiledKernel& kernel, const std::string& log, int num_threads) {

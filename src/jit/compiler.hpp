@@ -1,6 +1,7 @@
 // Compiles kernels at run time with NVRTC, in parallel, through an on-disk cubin cache.
 #pragma once
 
+#include <cstdint>
 #include <future>
 #include <memory>
 #include <span>
@@ -46,12 +47,17 @@ std::string kernels_hash();
 Cubin compile(const KernelSource& source, const std::string& arch,
               std::span<const EmbeddedFile> files = embedded_kernels());
 
+inline constexpr int kThreadsAProcess = 8;
+
 class Compiler {
  public:
   // `cache_dir` empty: no cache. `num_threads` 0: one per core. `files` must outlive the compiler.
+  // `program`: moe-tune's path, for further processes where the threads are more than NVRTC runs
+  // side by side in one (kThreadsAProcess); empty: there are none. They compile embedded_kernels().
   // Throws Error(device) when NVRTC cannot be loaded.
   Compiler(std::string arch, std::string cache_dir, int num_threads,
-           std::span<const EmbeddedFile> files = embedded_kernels());
+           std::span<const EmbeddedFile> files = embedded_kernels(),
+           const std::string& program = "");
   ~Compiler();  // waits for running compilations, drops queued ones
   Compiler(const Compiler&) = delete;
   Compiler& operator=(const Compiler&) = delete;
@@ -66,8 +72,9 @@ class Compiler {
   std::shared_ptr<const Cubin> get(const KernelSource& source);
   struct Stats {
     int compiled = 0, cache_hits = 0, failed = 0;
-    int not_stored = 0;    // of the compiled: the cache directory did not take them
-    double compile_s = 0;  // summed over threads
+    int not_stored = 0;                // of the compiled: the cache directory did not take them
+    double compile_s = 0;              // summed over threads
+    std::int64_t peak_host_bytes = 0;  // of further processes
   };
   Stats stats() const;
 

@@ -45,7 +45,10 @@ class DeviceEvaluator final : public Evaluator {
   void prefetch(std::span<const Request> requests) override;
   Trial evaluate(const Request& request) override;
   Usage usage() const override {
-    return {.busy_s = busy_us_ / 1e6, .compile_s = compiler_.stats().compile_s};
+    const Compiler::Stats stats = compiler_.stats();
+    return {.busy_s = busy_us_ / 1e6,
+            .compile_s = stats.compile_s,
+            .peak_host_bytes = stats.peak_host_bytes};
   }
 
  private:
@@ -114,7 +117,8 @@ DeviceEvaluator::DeviceEvaluator(int ordinal, const Problem& problem,
     : gpu_(select_gpu(ordinal)),
       problem_(problem),
       options_(options),
-      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads),
+      compiler_(arch_name(gpu_), options.cache_dir, options.num_threads, embedded_kernels(),
+                options.program),
       nvml_(open_nvml(ordinal, options.with_energy)) {
   const bool fp8 = gpu_.cc() >= 89 && (is_fp8(problem.dtype) || options.with_fp8);
   layer_ = std::make_unique<Layer>(gpu_, problem_, fp8, compiler_);

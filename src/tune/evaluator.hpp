@@ -36,9 +36,10 @@ inline bool is_fp8(const Plan& plan) {
 }
 
 struct EvaluatorOptions {
-  std::string cache_dir;    // cubin cache
-  std::string records_dir;  // offline: results/ with recorded times
-  int num_threads = 0;      // compile threads; 0: all cores
+  std::string cache_dir;     // cubin cache
+  std::string records_dir;   // offline: results/ with recorded times
+  int num_threads = 0;       // compile threads; 0: all cores
+  std::string program = {};  // this program's path, for processes that compile; empty: none
   int num_routings = 8;
   // Quantised weights beside the bf16 ones although the dtype is bf16: FP8 is a searched axis.
   bool with_fp8 = false;

@@ -24,7 +24,8 @@ class OfflineEvaluator : public Evaluator {
       : gpu_(gpu),
         problem_(problem),
         records_(options.records_dir, gpu, problem),
-        compiler_(arch_name(gpu), options.cache_dir, options.num_threads) {
+        compiler_(arch_name(gpu), options.cache_dir, options.num_threads, embedded_kernels(),
+                  options.program) {
     gpu_.offline = true;
   }
 

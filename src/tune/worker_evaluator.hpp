@@ -9,7 +9,7 @@
 #include <optional>
 #include <string>
 
-#include "tune/child_process.hpp"
+#include "core/child_process.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/worker_protocol.hpp"
 
@@ -25,7 +25,7 @@ struct WorkerLimits {
 // How the child is started.
 struct WorkerCommand {
   // A running program is found there even when it is built anew meanwhile.
-  std::string program = "/proc/self/exe";
+  std::string program = kOwnProgram;
   // Empty: `program worker`. Else a shell's words, such as "srun -N1 -n1 --gpus=1": runs
   // `launcher program worker --stdio`, and passes on its standard streams.
   std::string launcher = {};

@@ -87,7 +87,7 @@ ordered_json answer(const ordered_json& message, const EvaluatorFactory& make_ev
   }
   const Trial trial = evaluator->evaluate(decode_request(message.at("evaluate")));
   Usage usage = evaluator->usage();
-  usage.peak_host_bytes = peak_host_bytes();
+  usage.peak_host_bytes += peak_host_bytes();
   return {{"trial", trial}, {"usage", encode(usage)}};
 }
 
@@ -206,7 +206,9 @@ Usage decode_usage(const ordered_json& json) {
 
 ordered_json encode_open(int ordinal, const Problem& problem, const EvaluatorOptions& options) {
   // Named one by one, so that a new option does not compile until it is sent, too.
-  const auto& [cache_dir, records_dir, num_threads, num_routings, with_fp8, with_energy] = options;
+  // But for the program: a worker knows its own path.
+  const auto& [cache_dir, records_dir, num_threads, program, num_routings, with_fp8, with_energy] =
+      options;
   return {{"ordinal", ordinal},
           {"model", problem.shape.model},
           {"num_experts", problem.shape.num_experts},

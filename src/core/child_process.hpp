@@ -11,6 +11,9 @@ namespace moetune {
 // Where the child finds its end of the socket. Not stdout: libraries write there.
 inline constexpr int kChildSocket = 3;
 
+// This program, whatever it was started as.
+inline constexpr const char* kOwnProgram = "/proc/self/exe";
+
 // Which of the child's descriptors are its end of the socket.
 enum class ChildEnd {
   descriptor,       // kChildSocket; its stdout goes to this process's stderr

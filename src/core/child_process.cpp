@@ -1,4 +1,4 @@
-#include "tune/child_process.hpp"
+#include "core/child_process.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>

@@ -31,10 +31,14 @@ TEST_CASE("pick: the fastest within the band, and the first of each fp8 choice")
   CHECK(pick({}, 2, 1.1).empty());
 }
 
-TEST_CASE("pick: the other way of the weighted sum too, where a launch less may make up for it") {
+TEST_CASE("pick: other variants and ways of the sum too, where a launch less may make up for it") {
   const std::vector<Trial> small{trial(8, 1, 0), trial(8.1, 1, 0, 8), trial(9.9, 1, 1),
                                  trial(10, 1, 1, 8)};
   CHECK(times(pick(small, 2, 1.03)) == std::vector<double>{8, 8.1, 9.9});
+  std::vector<Trial> other = small;
+  other[1].plan.steps[0].variant = "swap_ab";
+  other[3].plan.steps[0].variant = "swap_ab";
+  CHECK(times(pick(other, 1, 1.03)) == std::vector<double>{8, 8.1, 9.9, 10});
   const std::vector<Trial> large{trial(300, 1, 1), trial(305, 1, 1, 8), trial(400, 1, 0)};
   CHECK(times(pick(large, 2, 1.03)) == std::vector<double>{300, 305});
 }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "measure/sampling.hpp"
@@ -89,15 +90,16 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
       std::min_element(trials.begin(), trials.end(), is_faster)->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
-  std::set<std::pair<int, int>> combine_seen;
+  std::set<std::tuple<int, int, std::string_view>> kinds_seen;
   for (const Trial& trial : trials) {
     const Point& point = trial.plan.steps.front().point;
     const int fp8 = point.value_or("FP8", 0);
     const bool is_near = trial.timing.median_us <= best_us * band + kLaunchUs;
     const bool first_fp8 = fp8_seen.insert(fp8).second;
-    const bool first_combine =
-        combine_seen.insert({fp8, point.value_or("FUSE_COMBINE", 0)}).second && is_near;
-    if (first_fp8 || first_combine ||
+    const std::string_view variant = trial.plan.steps.front().variant;
+    const bool first_kind =
+        kinds_seen.insert({fp8, point.value_or("FUSE_COMBINE", 0), variant}).second && is_near;
+    if (first_fp8 || first_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
     }
@@ -130,7 +132,9 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   const double least_us = stage == Stage::layer ? 0 : kLaunchUs;
   for (int round = 1; round <= kNumRounds; ++round) {
     std::map<bool, double> best_us;  // by FP8
-    for (Final& one : finals) {
+    for (std::size_t i = 0; i < finals.size(); ++i) {
+      // To and fro, so that a steady drift hits all alike.
+      Final& one = finals[round % 2 == 1 ? i : finals.size() - 1 - i];
       if (!one.goes_on) continue;
       Request request{stage, num_tokens, *one.plan, 0, true};
       request.num_samples = kRoundSamples;

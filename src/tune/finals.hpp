@@ -17,8 +17,8 @@
 namespace moetune {
 
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, and
-// the first of each FP8 choice, and of each FUSE_COMBINE choice that is a launch's time further
-// away: what these cost or save around a GEMM shows only in the whole layer.
+// the first of each FP8 choice, and of each variant and FUSE_COMBINE choice that is a launch's time
+// further away: what these cost or save around a GEMM shows only in the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
 
 // Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such
@@ -26,7 +26,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
 // their own precision. time: leaves all, for settle() decides.
 void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 
-// Measures in short rounds that are interleaved, so that a drift of clocks hits all alike. After
+// Measures in short rounds, to and fro, so that a drift of clocks hits all alike. After
 // each, what is clearly slower than the fastest drops out: of whole layers, or of the GEMMs of its
 // FP8 choice. Returns those that stayed ok, each with its rounds' times averaged, but without
 // rounds whose clock was 5 % off the plan's others: their samples are counted as discarded. With

@@ -457,10 +457,10 @@ TEST_CASE("finals: short rounds in turns, from which drops out what is behind") 
     CHECK((before != request.plan.key() || rounds[before] > 1));
     before = request.plan.key();
   }
-  CHECK(rounds.at(entry.plan.key()) == 5);
+  CHECK(rounds.at(entry.plan.key()) == 6);
   CHECK(rounds.at(reference({}, {}).key()) == 1);  // 127 us slower
   CHECK(entry.timing.num_samples == 5 * kRoundSamples);
-  CHECK(entry.reference_us > 1.06 * entry.timing.median_us);
+  CHECK(entry.reference_us > 1.1 * entry.timing.median_us);
 }
 
 TEST_CASE("finals: what dropped out at faster clocks does not win") {
@@ -590,7 +590,7 @@ TEST_CASE("search: what the clock discarded is counted, and the entry has the cl
   };
   const SearchResult result = fake.run(evaluator);
   const TableEntry& entry = result.table.entries.at(16);
-  CHECK(entry.timing.num_discarded == 25);  // of five rounds
+  CHECK(entry.timing.num_discarded == 25);  // of five rounds: the first does not count
   CHECK(entry.timing.clock_mhz >= 1400);
   CHECK(entry.timing.clock_mhz <= 1420);
   CHECK(entry.timing.unsteady);

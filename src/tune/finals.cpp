@@ -16,9 +16,10 @@
 namespace moetune {
 namespace {
 
-constexpr int kNumRounds = 5;
-// Times the fastest: who goes on after the first round, the second, ...
-constexpr std::array<double, kNumRounds - 1> kGoesOn{1.06, 1.04, 1.03, 1.03};
+constexpr int kNumRounds = 6;
+// Times the fastest: who goes on after the first round, the second, ... In the first, checks are
+// between the measurements and clocks rise: it does not count for those who go on.
+constexpr std::array<double, kNumRounds - 1> kGoesOn{1.10, 1.05, 1.03, 1.03, 1.03};
 constexpr double kLaunchUs = 2;  // what a kernel less saves a layer
 constexpr double kCostBand = 1.01;
 
@@ -77,7 +78,10 @@ struct Final {
     is_ok = is_ok && has_good_time(trial);
     goes_on = is_ok;
   }
-  double mean_us() const { return merge(rounds).timing.median_us; }
+  std::span<const Trial> counting() const {
+    return std::span(rounds).subspan(rounds.size() > 1 ? 1 : 0);
+  }
+  double mean_us() const { return merge(counting()).timing.median_us; }
   // Against whom it competes: each FP8 choice of a GEMM is reported.
   bool group(Stage stage) const { return stage != Stage::layer && is_fp8(*plan); }
 };
@@ -86,12 +90,13 @@ struct Final {
 
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band) {
   if (trials.empty()) return {};
-  const double best_us =
-      std::min_element(trials.begin(), trials.end(), is_faster)->timing.median_us;
+  const auto fastest = std::min_element(trials.begin(), trials.end(), is_faster);
+  const double best_us = fastest->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
   std::set<std::tuple<int, int, std::string_view>> kinds_seen;
-  for (const Trial& trial : trials) {
+  for (auto it = trials.begin(); it != trials.end(); ++it) {
+    const Trial& trial = *it;
     const Point& point = trial.plan.steps.front().point;
     const int fp8 = point.value_or("FP8", 0);
     const bool is_near = trial.timing.median_us <= best_us * band + kLaunchUs;
@@ -99,7 +104,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
     const std::string_view variant = trial.plan.steps.front().variant;
     const bool first_kind =
         kinds_seen.insert({fp8, point.value_or("FUSE_COMBINE", 0), variant}).second && is_near;
-    if (first_fp8 || first_kind ||
+    if (it == fastest || first_fp8 || first_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
     }
@@ -153,7 +158,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   std::vector<Trial> merged;
   for (const Final& one : finals) {
     if (!one.is_ok) continue;
-    merged.push_back(merge(one.rounds));
+    merged.push_back(merge(one.counting()));
     merged.back().screened_out = by_time && !one.goes_on;
   }
   return merged;
@@ -201,13 +206,13 @@ std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
     const bool is_pinned = pinned != nullptr && trial.plan == *pinned;
     return std::tuple(!is_pinned, rank, trial.smem_bytes, trial.registers, trial.plan.key());
   };
-  auto winner = trials.begin();
-  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial)
-    if (is_tie(trial->timing, best) && preference(*trial) < preference(*winner)) winner = trial;
-  std::rotate(trials.begin(), winner, winner + 1);
+  const auto first_behind = std::stable_partition(
+      trials.begin(), trials.end(), [&](const Trial& trial) { return is_tie(trial.timing, best); });
+  std::sort(trials.begin(), first_behind,
+            [&](const Trial& a, const Trial& b) { return preference(a) < preference(b); });
   std::vector<std::string> ties;
-  for (auto trial = trials.begin() + 1; trial != trials.end(); ++trial)
-    if (is_tie(trial->timing, best)) ties.push_back(trial->plan.key());
+  for (auto trial = trials.begin() + 1; trial != first_behind; ++trial)
+    ties.push_back(trial->plan.key());
   return ties;
 }
 

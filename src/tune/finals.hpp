@@ -16,9 +16,9 @@
 
 namespace moetune {
 
-// The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, and
-// the first of each FP8 choice, and of each variant and FUSE_COMBINE choice that is a launch's time
-// further away: what these cost or save around a GEMM shows only in the whole layer.
+// The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, the
+// fastest, the first of each FP8 choice, and of each variant and FUSE_COMBINE choice that is a
+// launch's time further away: what these cost or save around a GEMM shows only in the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
 
 // Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such
@@ -29,9 +29,9 @@ void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 // Measures in short rounds, to and fro, so that a drift of clocks hits all alike. After
 // each, what is clearly slower than the fastest drops out: of whole layers, or of the GEMMs of its
 // FP8 choice. Returns those that stayed ok, each with its rounds' times averaged, but without
-// rounds whose clock was 5 % off the plan's others: their samples are counted as discarded. With
-// `by_time` those that dropped out are marked as screened out, for they saw other clocks than those
-// that stayed; else time does not decide, and they count.
+// the first, where clocks rise, and rounds whose clock was 5 % off the plan's others: their samples
+// are counted as discarded. With `by_time` those that dropped out are marked as screened out, for
+// they saw other clocks than those that stayed; else time does not decide, and they count.
 std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, Stage stage,
                                  std::int64_t num_tokens, bool by_time);
 
@@ -48,9 +48,10 @@ TimeInterval confidence(std::span<const Timing> rounds);
 // p10..p90.
 bool is_tie(const Timing& timing, const Timing& best);
 
-// Leaves the trials that have a full time, the winner first, the others by time. The winner is,
-// among those tied with the fastest, `pinned` (may be null), else by order of variants, less shared
-// memory, fewer registers, key. Returns the keys of the others that were tied.
+// Leaves the trials that have a full time: first those tied with the fastest, of which the first
+// wins, in an order that noise does not change: `pinned` (may be null), then by order of variants,
+// less shared memory, fewer registers, key; then the others by time. Returns the keys of those tied
+// with the winner.
 std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
                                 std::span<const Variant* const> variants);
 

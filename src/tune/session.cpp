@@ -318,6 +318,7 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
                               trial.plan == winner.plan;
       if (is_winners) rounds.push_back(trial.timing);
     }
+    if (rounds.size() > 1) rounds.erase(rounds.begin());  // where clocks rose
     journal_.append(entry_record(num_tokens, entry, confidence(rounds)));
   }
   return entry;

@@ -21,6 +21,8 @@ double median_mhz(std::span<const ClockReading> blocks, const std::vector<bool>&
   return percentile(clocks, 50);
 }
 
+}  // namespace
+
 Timing summarise(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
   return {.median_us = percentile(samples, 50),
@@ -28,8 +30,6 @@ Timing summarise(std::vector<double> samples) {
           .p90_us = percentile(samples, 90),
           .num_samples = static_cast<int>(samples.size())};
 }
-
-}  // namespace
 
 std::vector<bool> steady(std::span<const ClockReading> blocks) {
   std::vector<bool> counts;

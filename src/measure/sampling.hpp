@@ -29,6 +29,9 @@ struct Sampler {
   std::function<std::optional<ClockReading>()> read_clock;
 };
 
+// Median and percentiles. At least one sample.
+Timing summarise(std::vector<double> samples);
+
 // Which blocks of samples count: those not slowed and with a clock within 5 % of the median of
 // theirs. The maximum clock is no yardstick: under a power cap no heavy GEMM reaches it.
 std::vector<bool> steady(std::span<const ClockReading> blocks);

@@ -84,7 +84,8 @@ class DeviceEvaluator final : public Evaluator {
   void sample(const Request& request, const Graph& graph, const TimingOptions& options,
               Trial& trial);
   void time(const Request& request, Finalist& plan, TokenBatch& batch, Trial& trial);
-  bool time_again(const Request& request, Trial& trial);
+  Finalist* ready(Stage stage, std::int64_t num_tokens, const Plan& plan);
+  bool time_in_turns(const Request& request, Trial& trial);
 
   Gpu gpu_;
   Problem problem_;
@@ -98,6 +99,7 @@ class DeviceEvaluator final : public Evaluator {
   // What is_right() found on the check cases: they do not depend on the token count.
   std::map<std::string, Trial> verdicts_;
   std::map<std::string, std::unique_ptr<Finalist>> finalists_;  // of batch_
+  std::map<std::string, Trial> measured_;  // in turns with one that was asked for before
   double busy_us_ = 0;
 };
 
@@ -105,8 +107,11 @@ bool is_round(const Request& request) {
   return request.thorough && request.num_samples < kFullSamples;
 }
 
+std::string plan_key(Stage stage, const Plan& plan) {
+  return fmt::format("{}:{}", to_string(stage), plan.key());
+}
 std::string plan_key(const Request& request) {
-  return fmt::format("{}:{}", to_string(request.stage), request.plan.key());
+  return plan_key(request.stage, request.plan);
 }
 
 Gpu select_gpu(int ordinal) {
@@ -215,6 +220,7 @@ bool DeviceEvaluator::load(const Request& request, Trial& trial, Steps& steps) {
 TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
   if (!batch_ || batch_->problem.num_tokens != num_tokens) {
     finalists_.clear();
+    measured_.clear();
     batch_.reset();  // frees before the next one is made
     batch_ = layer_->make_batch(at(num_tokens), options_.num_routings);
   }
@@ -337,24 +343,68 @@ void DeviceEvaluator::time(const Request& request, Finalist& plan, TokenBatch& b
   sample(request, *plan.graph, options, trial);
 }
 
-// A later round of finals: at once, so that the GPU goes on at the clock that the plan before left.
-// False when there was no earlier one, or the graph's buffers are gone.
-bool DeviceEvaluator::time_again(const Request& request, Trial& trial) {
-  if (!is_round(request) || !batch_ || batch_->problem.num_tokens != request.num_tokens)
+// Null when it was not measured before, or its graph's buffers are gone.
+Finalist* DeviceEvaluator::ready(Stage stage, std::int64_t num_tokens, const Plan& plan) {
+  if (!batch_ || batch_->problem.num_tokens != num_tokens) return nullptr;
+  const auto found = finalists_.find(plan_key(stage, plan));
+  if (found == finalists_.end()) return nullptr;
+  Finalist* const finalist = found->second.get();
+  return finalist->workspace_bytes == layer_->workspace_bytes() ? finalist : nullptr;
+}
+
+// A later round of finals. False when the plan must be checked first.
+bool DeviceEvaluator::time_in_turns(const Request& request, Trial& trial) {
+  if (request.beside.empty()) {
+    measured_.clear();
     return false;
-  const auto found = finalists_.find(plan_key(request));
-  if (found == finalists_.end()) return false;
-  const Finalist& plan = *found->second;
-  if (plan.workspace_bytes != layer_->workspace_bytes()) return false;
-  // A GEMM alone finds tiles and rows as the plan before left them.
-  if (request.stage != Stage::layer) {
-    layer_->sort_all(plan.steps.first, plan.steps.second, *batch_);
   }
-  TimingOptions options = timing_options(request, plan.call_us);
-  options.num_calls = plan.num_calls;
-  options.num_warmups = 1;
-  trial = plan.trial;
-  sample(request, *plan.graph, options, trial);
+  if (const auto found = measured_.find(plan_key(request)); found != measured_.end()) {
+    trial = std::move(found->second);
+    measured_.erase(found);
+    return true;
+  }
+  if (ready(request.stage, request.num_tokens, request.plan) == nullptr) return false;
+  measured_.clear();
+  std::vector<Finalist*> plans;
+  for (const Plan& plan : request.beside) {
+    Finalist* const finalist = ready(request.stage, request.num_tokens, plan);
+    if (finalist != nullptr) plans.push_back(finalist);
+  }
+  const Stream& stream = layer_->stream();
+  const std::size_t num_plans = plans.size();
+  std::vector<Event> begins(num_plans), ends(num_plans);
+  std::vector<std::vector<double>> samples(num_plans);
+  std::optional<ClockReading> clock;
+  for (int k = 0; k < request.num_samples; ++k) {
+    for (std::size_t i = 0; i < num_plans; ++i) {
+      const std::size_t at = (i + static_cast<std::size_t>(k)) % num_plans;
+      const Steps& steps = plans[at]->steps;
+      // A GEMM alone finds tiles and rows as the plan before left them.
+      if (request.stage != Stage::layer) layer_->sort_all(steps.first, steps.second, *batch_);
+      begins[at].record(stream);
+      plans[at]->graph->launch(stream);
+      ends[at].record(stream);
+    }
+    if (k + 1 == request.num_samples && nvml_) clock = nvml_->clock();  // while they run
+    for (std::size_t i = 0; i < num_plans; ++i) {
+      const double us = elapsed_us(begins[i], ends[i]);
+      busy_us_ += us;
+      samples[i].push_back(us / plans[i]->num_calls);
+    }
+  }
+  for (std::size_t i = 0; i < num_plans; ++i) {
+    Trial measured = plans[i]->trial;
+    measured.timing = summarise(std::move(samples[i]));
+    if (clock) {
+      measured.timing.clock_mhz = clock->sm_mhz;
+      measured.timing.unsteady = clock->is_slowed;
+    }
+    measured_.insert_or_assign(plan_key(request.stage, measured.plan), std::move(measured));
+  }
+  const auto own = measured_.find(plan_key(request));
+  if (own == measured_.end()) return false;
+  trial = std::move(own->second);
+  measured_.erase(own);
   return true;
 }
 
@@ -364,7 +414,7 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
   trial.num_tokens = request.num_tokens;
   trial.plan = request.plan;
   try {
-    if (time_again(request, trial)) return trial;
+    if (time_in_turns(request, trial)) return trial;
     auto plan = std::make_unique<Finalist>();
     const Steps& steps = plan->steps;
     if (!load(request, trial, plan->steps)) return trial;

@@ -25,6 +25,9 @@ struct Request {
   bool thorough = false;
   // Of a thorough request. A round of finals takes kRoundSamples, and of long calls fewer routings.
   int num_samples = kFullSamples;
+  // In a later round of finals: the plans that it takes turns with, sample by sample, for under a
+  // power limit clocks fall by a tenth within 100 ms. Those asked for next were measured with it.
+  std::vector<Plan> beside = {};
   // Announced for a stage or token count to come: compiled when nothing else waits for that.
   bool is_later = false;
 };

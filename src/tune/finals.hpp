@@ -26,7 +26,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
 // their own precision. time: leaves all, for settle() decides.
 void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 
-// Measures in short rounds, to and fro, so that a drift of clocks hits all alike. After
+// Measures in short rounds, from the second on in turns, so that clocks hit all alike. After
 // each, what is clearly slower than the fastest drops out: of whole layers, or of the GEMMs of its
 // FP8 choice. Returns those that stayed ok, each with its rounds' times averaged, but without
 // the first, where clocks rise, and rounds whose clock was 5 % off the plan's others: their samples

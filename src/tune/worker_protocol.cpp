@@ -142,6 +142,7 @@ ordered_json encode(const Request& request) {
           {"stop_above_us", request.stop_above_us},
           {"thorough", request.thorough},
           {"num_samples", request.num_samples},
+          {"beside", request.beside},
           {"is_later", request.is_later}};
 }
 
@@ -153,6 +154,7 @@ Request decode_request(const ordered_json& json) {
   json.at("stop_above_us").get_to(request.stop_above_us);
   json.at("thorough").get_to(request.thorough);
   json.at("num_samples").get_to(request.num_samples);
+  json.at("beside").get_to(request.beside);
   json.at("is_later").get_to(request.is_later);
   return request;
 }

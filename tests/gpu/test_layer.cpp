@@ -389,6 +389,57 @@ TEST_CASE("layer: it reserves what workspace_bytes() says, and its batch the qua
   }
 }
 
+TEST_CASE("evaluator: plans in turns are measured when the first is asked for, and once") {
+  if (no_gpu()) return;
+  const Gpu gpu = list_gpus()[0];
+  const Problem problem = small_problem(Dtype::bf16, 512, 256);
+  const auto evaluator = make_device_evaluator(0, problem, {});
+  Plan plan = reference_plan(gpu, problem);
+  Plan other = plan;
+  for (Step& step : other.steps) step.point.set("NUM_STAGES", 3);
+  for (const Stage stage : {Stage::gemm1, Stage::gemm2, Stage::layer}) {
+    CAPTURE(to_string(stage));
+    const auto request = [&](const Plan& whole, bool in_turns) {
+      const auto part = [&](const Plan& of) {
+        return stage == Stage::layer ? of : Plan{{*of.find(to_string(stage))}};
+      };
+      Request request{stage, problem.num_tokens, part(whole), 0, true};
+      request.num_samples = kRoundSamples;
+      if (in_turns) request.beside = {part(plan), part(other)};
+      return request;
+    };
+    for (const Plan* first : {&plan, &other}) {
+      const Trial trial = evaluator->evaluate(request(*first, false));
+      REQUIRE(trial.status == TrialStatus::ok);
+      CHECK(trial.timing.num_samples == kRoundSamples);
+    }
+    for (int round = 2; round <= 3; ++round) {
+      const double before_s = evaluator->usage().busy_s;
+      const Trial one = evaluator->evaluate(request(other, true));
+      const double after_s = evaluator->usage().busy_s;
+      CHECK(after_s > before_s);
+      const Trial two = evaluator->evaluate(request(plan, true));
+      CHECK(evaluator->usage().busy_s == after_s);
+      CHECK(one.plan == request(other, true).plan);
+      CHECK(two.plan == request(plan, true).plan);
+      for (const Trial* trial : {&one, &two}) {
+        CHECK(trial->status == TrialStatus::ok);
+        CHECK(trial->timing.num_samples == kRoundSamples);
+        CHECK(trial->timing.median_us > 1);
+        CHECK(trial->timing.median_us < 1000);
+        CHECK(trial->rel_err > 0);
+      }
+    }
+  }
+  // A plan that was not checked before is, whatever it is beside.
+  Plan third = plan;
+  for (Step& step : third.steps) step.point.set("NUM_STAGES", 4);
+  Request request{Stage::layer, problem.num_tokens, third, 0, true};
+  request.num_samples = kRoundSamples;
+  request.beside = {plan, third};
+  CHECK(evaluator->evaluate(request).status == TrialStatus::ok);
+}
+
 TEST_CASE(
     "evaluator: a thorough layer has a clock, the GPU was busy, and energy is what is asked") {
   if (no_gpu()) return;

@@ -22,6 +22,7 @@ constexpr int kNumRounds = 6;
 // on, who take turns.
 constexpr std::array<double, kNumRounds - 1> kGoesOn{1.15, 1.03, 1.02, 1.02, 1.02};
 constexpr double kLaunchUs = 2;  // what a kernel less saves a layer
+constexpr int kOfAKind = 3;      // of a variant and FUSE_COMBINE choice
 constexpr double kCostBand = 1.01;
 
 bool is_faster(const Trial& a, const Trial& b) {
@@ -93,7 +94,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
   const double best_us = fastest->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
-  std::set<std::tuple<int, int, std::string_view>> kinds_seen;
+  std::map<std::tuple<int, int, std::string_view>, int> of_kind;
   for (auto it = trials.begin(); it != trials.end(); ++it) {
     const Trial& trial = *it;
     const Point& point = trial.plan.steps.front().point;
@@ -101,9 +102,9 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
     const bool is_near = trial.timing.median_us <= best_us * band + kLaunchUs;
     const bool first_fp8 = fp8_seen.insert(fp8).second;
     const std::string_view variant = trial.plan.steps.front().variant;
-    const bool first_kind =
-        kinds_seen.insert({fp8, point.value_or("FUSE_COMBINE", 0), variant}).second && is_near;
-    if (it == fastest || first_fp8 || first_kind ||
+    const bool of_its_kind =
+        is_near && ++of_kind[{fp8, point.value_or("FUSE_COMBINE", 0), variant}] <= kOfAKind;
+    if (it == fastest || first_fp8 || of_its_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
     }

@@ -17,8 +17,9 @@
 namespace moetune {
 
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, the
-// fastest, the first of each FP8 choice, and of each variant and FUSE_COMBINE choice that is a
-// launch's time further away: what these cost or save around a GEMM shows only in the whole layer.
+// fastest, the first of each FP8 choice, and the first three of each variant and FUSE_COMBINE
+// choice up to a launch's time further away: what these cost or save around a GEMM shows only in
+// the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
 
 // Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such

@@ -30,7 +30,8 @@ void add_compile_worker(CLI::App& app, Run& run) {
       app.add_subcommand("compile-worker", "Compile for the process at the other end of a socket")
           ->group("");
   const auto num_threads = std::make_shared<int>(1);
-  command->add_option("--threads", *num_threads, "Compilations at a time")->check(CLI::Range(1, 1024));
+  command->add_option("--threads", *num_threads, "Compilations at a time")
+      ->check(CLI::Range(1, 1024));
   command->callback([&run, num_threads] {
     run = [num_threads]() -> int { serve_compilations(kChildSocket, *num_threads); };
   });

@@ -20,7 +20,7 @@ std::string cache_key(const KernelSource& source, const std::string& arch,
 // A cubin as bytes, with a checksum, and back; nothing when they are torn, altered or of another
 // key.
 std::string encode_cubin(const std::string& key, const Cubin& cubin);
-std::optional<Cubin> decode_cubin(const std::string& key, std::string_view bytes);
+std::optional<Cubin> decode_cubin(const std::string& key, std::string_view entry);
 
 // One file an entry, written whole or not at all, so any number of processes may share the
 // directory. Losing the cache never fails a run: what cannot be read is absent, and what cannot be

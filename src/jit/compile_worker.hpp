@@ -1,6 +1,6 @@
-// Compilations in a process beside this one. NVRTC holds locks: 16 threads of one process compile
-// 24 kernels a second where two processes of 8 threads compile 35 (16 cores, CUDA 13.0; results/
-// NVIDIA_H200/notes.md). Private to the module, but for serve_compilations().
+// Compilations in a process beside this one. NVRTC holds locks: on 16 cores 8 threads of a process
+// compile 17.5 kernels a second, 16 threads 24, and 16 processes 35 (CUDA 13.0, see
+// results/NVIDIA_H200/notes.md). Private to the module, but for serve_compilations().
 #pragma once
 
 #include <atomic>

@@ -46,7 +46,7 @@ TEST_CASE("decode: there are whole layers of few tokens, and nothing else to sea
   const Gpu gpu = known_gpu("h200");
   for (const Dtype dtype : {Dtype::bf16, Dtype::fp8_block}) {
     const Fp8Mode fp8 = default_fp8_mode(dtype);
-    for (const std::int64_t num_tokens : {1, 8, 16}) {
+    for (const std::int64_t num_tokens : {1, 4, 8}) {
       const Problem problem = problem_for(dtype, num_tokens);
       for (const Stage stage : {Stage::gemm1, Stage::gemm2}) {
         const LegalPoints legal = enumerate(variant.space(gpu, problem, stage, fp8));
@@ -55,8 +55,8 @@ TEST_CASE("decode: there are whole layers of few tokens, and nothing else to sea
         CHECK(legal.rejected.size() == 1);
       }
       const auto plans = variant.joined_plans(gpu, problem, fp8);
-      CHECK(plans.size() >= 4);
-      CHECK(plans.size() <= 60);
+      CHECK(plans.size() >= 2);
+      CHECK(plans.size() <= 8);
       for (const Plan& plan : plans) {
         CAPTURE(plan.key());
         CHECK(pair_defect(plan) == "");
@@ -68,7 +68,7 @@ TEST_CASE("decode: there are whole layers of few tokens, and nothing else to sea
         CHECK(launch.sums());
         CHECK((launch.smem_bytes + decode::kSortedBytes + 1024) * launch.blocks_per_sm <=
               gpu.smem_per_sm);
-        CHECK(launch.num_threads * launch.blocks_per_sm <= 512);
+        CHECK(launch.num_threads * launch.blocks_per_sm == 512);
         // The sorting's scratch lies where the stages do.
         const decode::Config c = decode::config_of(problem, point);
         CHECK(c.num_warps * c.num_stages * decode::stage_bytes(c) >= 3 * 4 * decode::kMaxSlots);
@@ -76,7 +76,9 @@ TEST_CASE("decode: there are whole layers of few tokens, and nothing else to sea
         CHECK(decode::steady_stages(c) < c.num_stages);
       }
     }
-    CHECK(variant.joined_plans(gpu, problem_for(dtype, 64), fp8).empty());
+    CHECK(variant.joined_plans(gpu, problem_for(dtype, 9), fp8).empty());
+    // Less shared memory: smaller ones.
+    CHECK_FALSE(variant.joined_plans(known_gpu("rtx5090"), problem_for(dtype, 8), fp8).empty());
   }
   CHECK(variant.joined_plans(gpu, problem_for(Dtype::fp8_tensor, 1), Fp8Mode::on).empty());
 }
@@ -115,7 +117,7 @@ TEST_CASE("decode: a sample of plans compiles for sm_90a with the resources the 
     for (const std::int64_t num_tokens : {1, 8}) {
       const Problem problem = problem_for(dtype, num_tokens);
       const auto plans = variant.joined_plans(gpu, problem, default_fp8_mode(dtype));
-      for (std::size_t i = 0; i < plans.size(); i += 5) {
+      for (std::size_t i = 0; i < plans.size(); i += 3) {
         const Point& point = plans[i].steps.at(1).point;
         CAPTURE(point.key());
         const GemmLaunch launch = variant.launch(problem, Stage::gemm2, point);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "kernels/decode/host.hpp"
 #include "kernels/expected.hpp"
@@ -80,7 +81,7 @@ SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, F
     return fmt::format("needs {} bytes of shared memory, {} are allowed a block", need, allowed);
   });
   space.spare("many_tokens", [problem](const Point&) -> Violation {
-    constexpr std::int64_t kTokens = 16;  // beyond, a launch's time is little
+    constexpr std::int64_t kTokens = 8;  // beyond, a launch's time is little
     if (problem.num_tokens <= kTokens) return {};
     return fmt::format("a launch saved is little at more than {} tokens", kTokens);
   });
@@ -164,6 +165,14 @@ std::vector<Plan> Decode::joined_plans(const Gpu& gpu, const Problem& problem, F
                [&] { for_each("FP8", [&] { for_each("BLOCKS_PER_SM", add_deepest); }); });
     });
   });
+  // These take NVRTC several seconds each. On an H200 one that fills the multiprocessor and takes
+  // large steps was within 1 % of the best of all for every model and token count
+  // (results/NVIDIA_H200/notes.md); where none fits, all are tried.
+  const auto is_full = [](const Plan& plan) {
+    const Point& p = plan.steps.back().point;
+    return p.at("NUM_WARPS") * p.at("BLOCKS_PER_SM") == 16 && p.at("STEP_BYTES") == 256;
+  };
+  if (std::any_of(plans.begin(), plans.end(), is_full)) std::erase_if(plans, std::not_fn(is_full));
   return plans;
 }
 

@@ -70,6 +70,7 @@ class Session {
   std::vector<Trial> tune_stage(const Proposals& proposals, Looks looks);
   std::optional<TableEntry> tune_layer(const Pair& proposals, const Plan& reference,
                                        const std::array<std::vector<Trial>, 2>& finals);
+  std::vector<Request> joined_looks(std::int64_t num_tokens) const;
   std::vector<Plan> best_joined(std::int64_t num_tokens);
   std::uint64_t num_measured() const { return runner_.trials().size() - runner_.num_resumed(); }
 
@@ -198,6 +199,11 @@ std::array<Looks, 2> Session::race_stages(Pair& proposals, const Plan& reference
       if (of_stage.allows(plan.steps.front())) seeds.push_back(plan);
     races.emplace_back(runner_, of_stage, std::move(seeds), allowance, by_time);
   }
+  // Large kernels, wanted after the finals: compiled where the races leave a core idle, and
+  // thorough, so that no GPU looks at them ahead.
+  std::vector<Request> joined = joined_looks(proposals[0].num_tokens());
+  for (Request& request : joined) request.is_later = request.thorough = true;
+  runner_.prefetch(joined);
   std::array<bool, 2> goes_on{true, true};
   while (goes_on[0] || goes_on[1]) {
     for (std::size_t s = 0; s < 2; ++s) {
@@ -327,16 +333,7 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
 // First looks at the plans whose GEMMs share a launch; the best of them. Where the sum need not be
 // in order it is fused: that leaves two launches instead of three.
 std::vector<Plan> Session::best_joined(std::int64_t num_tokens) {
-  if (settings_.strategy == "ablation") return {};
-  Problem problem = problem_;
-  problem.num_tokens = num_tokens;
-  std::vector<Request> requests;
-  for (const Variant* variant : settings_.variants) {
-    for (Plan& plan : variant->joined_plans(evaluator_.gpu(), problem, settings_.fp8)) {
-      if (is_deterministic(plan) != settings_.deterministic) continue;
-      requests.push_back({Stage::layer, num_tokens, std::move(plan), 0, false});
-    }
-  }
+  const std::vector<Request> requests = joined_looks(num_tokens);
   runner_.prefetch(requests);
   std::vector<Trial> trials;
   trials.reserve(requests.size());
@@ -348,6 +345,20 @@ std::vector<Plan> Session::best_joined(std::int64_t num_tokens) {
     if (best.size() < kLayerChoices && is_near) best.push_back(trial.plan);
   }
   return best;
+}
+
+std::vector<Request> Session::joined_looks(std::int64_t num_tokens) const {
+  if (settings_.strategy == "ablation") return {};
+  Problem problem = problem_;
+  problem.num_tokens = num_tokens;
+  std::vector<Request> requests;
+  for (const Variant* variant : settings_.variants) {
+    for (Plan& plan : variant->joined_plans(evaluator_.gpu(), problem, settings_.fp8)) {
+      if (is_deterministic(plan) != settings_.deterministic) continue;
+      requests.push_back({Stage::layer, num_tokens, std::move(plan), 0, false});
+    }
+  }
+  return requests;
 }
 
 void Session::end() {

@@ -223,7 +223,7 @@ TEST_CASE("summary text: an interrupted search without a layer says both") {
   Table table;
   table.missing = {8, 64};
   const std::string text = summary_text(summarise(table, {}, reference(), {}));
-  CHECK(text.starts_with("INCOMPLETE: no entry for 8, 64 tokens"));
+  CHECK(text.starts_with("INCOMPLETE: no entry for 8, 64 tokens; --resume"));
   CHECK(text.find("no whole layer has a time") != std::string::npos);
   CHECK(text.find("0 trials, 0 points rejected, 0 failed") != std::string::npos);
 }

@@ -1,6 +1,7 @@
 #include "jit/compiler.hpp"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -14,6 +15,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/error.hpp"
 #include "jit/cache.hpp"
 #include "jit/compile_worker.hpp"
 
@@ -34,6 +36,16 @@ std::string identity(const KernelSource& source) {
                      fmt::join(source.options, "\n"));
 }
 
+// Null when no process can be started: its threads then compile in this one.
+std::unique_ptr<CompileWorker> start_worker(const std::string& program, int num_threads) {
+  try {
+    return std::make_unique<CompileWorker>(program, num_threads);
+  } catch (const Error& error) {
+    spdlog::debug("no further process compiles: {}", error.what());
+    return nullptr;
+  }
+}
+
 }  // namespace
 
 struct Compiler::Impl {
@@ -45,8 +57,7 @@ struct Compiler::Impl {
     num_threads = std::max(num_threads, 1);
     const bool may_share = !program.empty() && files.data() == embedded_kernels().data();
     for (int i = kThreadsAProcess; may_share && i < num_threads; i += kThreadsAProcess) {
-      workers.push_back(
-          std::make_unique<CompileWorker>(program, std::min(num_threads - i, kThreadsAProcess)));
+      workers.push_back(start_worker(program, std::min(num_threads - i, kThreadsAProcess)));
     }
     for (int i = 0; i < num_threads; ++i) {
       const auto place = static_cast<std::size_t>(i / kThreadsAProcess);
@@ -170,7 +181,8 @@ std::shared_ptr<const Cubin> Compiler::get(const KernelSource& source) {
 Compiler::Stats Compiler::stats() const {
   const std::lock_guard lock(impl_->mutex);
   Stats stats = impl_->stats;
-  for (const auto& worker : impl_->workers) stats.peak_host_bytes += worker->peak_host_bytes();
+  for (const auto& worker : impl_->workers)
+    if (worker) stats.peak_host_bytes += worker->peak_host_bytes();
   return stats;
 }
 

@@ -209,7 +209,7 @@ std::string rejected_text(const std::map<std::string, RejectedRule>& rejected) {
 std::string summary_text(const SearchSummary& summary) {
   std::string text;
   if (!summary.table.complete()) {
-    text += fmt::format("INCOMPLETE: no entry for {} tokens\n\n",
+    text += fmt::format("INCOMPLETE: no entry for {} tokens; --resume goes on\n\n",
                         fmt::join(summary.table.missing, ", "));
   }
   if (summary.table.entries.empty()) {

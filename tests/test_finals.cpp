@@ -1,9 +1,14 @@
-// Which points a search measures again, and combines into layers.
+// Which points a search measures again and how, which wins, and which go into layers.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <map>
+
+#include "tests/fake_search.hpp"
 #include "tune/finals.hpp"
 
 using namespace moetune;
+using namespace moetune::fake;
 
 namespace {
 
@@ -43,4 +48,89 @@ TEST_CASE("pick: other variants and ways of the sum too, where a launch less may
   CHECK(times(pick(small, 1, 1.03)) == std::vector<double>{8, 9, 9.1, 9.2, 9.4});
   const std::vector<Trial> large{trial(300, 1, 1), trial(305, 1, 1, 8), trial(400, 1, 0)};
   CHECK(times(pick(large, 2, 1.03)) == std::vector<double>{300, 305});
+}
+
+TEST_CASE("search: what is slower than the reference is not chosen, nor what is within noise") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  const Plan pinned = reference({}, {});
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (request.stage != Stage::layer) return;
+    trial.timing.median_us = request.plan == pinned ? 200 : 199;
+  };
+  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
+  CHECK(entry.plan == pinned);
+  CHECK_FALSE(entry.ties.empty());
+  CHECK(std::find(entry.ties.begin(), entry.ties.end(), pinned.key()) == entry.ties.end());
+  CHECK(entry.speedup == doctest::Approx(1));
+}
+
+TEST_CASE("finals: the confidence interval covers the spread of samples and of rounds") {
+  const Timing steady{100, 99, 101, 20, 0};
+  const TimeInterval one = confidence(std::vector{steady});
+  CHECK(one.low_us == doctest::Approx(99.57).epsilon(0.001));  // 1.96 * 1.2533 * 0.78 / sqrt(20)
+  CHECK(one.high_us == doctest::Approx(100.43).epsilon(0.001));
+  const TimeInterval two = confidence(std::vector{steady, steady});
+  CHECK(two.high_us - two.low_us < one.high_us - one.low_us);
+  const TimeInterval drifted = confidence(std::vector{steady, Timing{104, 103, 105, 20, 0}});
+  CHECK(drifted.low_us == doctest::Approx(100));
+  CHECK(drifted.high_us == doctest::Approx(104));
+}
+
+TEST_CASE("finals: short rounds in turns, from which drops out what is behind") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
+  std::map<std::string, int> rounds;
+  std::string before;
+  for (const Request& request : evaluator.requests) {
+    if (!request.thorough || request.stage != Stage::layer) continue;
+    CHECK(request.num_samples == kRoundSamples);
+    ++rounds[request.plan.key()];
+    CHECK((before != request.plan.key() || rounds[before] > 1));
+    before = request.plan.key();
+  }
+  CHECK(rounds.at(entry.plan.key()) == 6);
+  CHECK(rounds.at(reference({}, {}).key()) == 1);  // 127 us slower
+  CHECK(entry.timing.num_samples == 5 * kRoundSamples);
+  CHECK(entry.reference_us > 1.1 * entry.timing.median_us);
+}
+
+TEST_CASE("finals: what dropped out at faster clocks does not win") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  std::map<std::string, int> rounds;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (request.thorough) trial.timing.median_us *= 1 + 0.05 * rounds[request.plan.key()]++;
+  };
+  const TableEntry drifted = fake.run(evaluator).table.entries.at(16);
+  FakeSearch other;
+  other.settings.token_counts = {16};
+  FakeEvaluator undrifted;
+  CHECK(drifted.plan == other.run(undrifted).table.entries.at(16).plan);
+}
+
+TEST_CASE("finals: a round at another clock is discarded, and counted") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  std::map<std::string, int> rounds;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    if (!request.thorough) return;
+    const bool is_slow = ++rounds[request.plan.key()] == 2;
+    trial.timing.clock_mhz = is_slow ? 1200 : 1700;
+    if (is_slow) trial.timing.median_us *= 1.4;
+  };
+  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
+  CHECK(entry.timing.num_samples == 4 * kRoundSamples);
+  CHECK(entry.timing.num_discarded == kRoundSamples);
+  CHECK(entry.timing.clock_mhz == 1700);
+  FakeEvaluator steady;
+  FakeSearch other;
+  other.settings.token_counts = {16};
+  CHECK(entry.timing.median_us ==
+        doctest::Approx(other.run(steady).table.entries.at(16).timing.median_us));
 }

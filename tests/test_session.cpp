@@ -11,7 +11,6 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "tests/fake_search.hpp"
-#include "tune/finals.hpp"
 
 using namespace moetune;
 using namespace moetune::fake;
@@ -137,22 +136,6 @@ TEST_CASE("search: the winners of one token count are the first tried at the nex
         doctest::Approx(1.25 * step_us((first + 1)->plan.steps[0], 17)));
 }
 
-TEST_CASE("search: what is slower than the reference is not chosen, nor what is within noise") {
-  FakeSearch fake;
-  fake.settings.token_counts = {16};
-  FakeEvaluator evaluator;
-  const Plan pinned = reference({}, {});
-  evaluator.alter = [&](const Request& request, Trial& trial) {
-    if (request.stage != Stage::layer) return;
-    trial.timing.median_us = request.plan == pinned ? 200 : 199;
-  };
-  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
-  CHECK(entry.plan == pinned);
-  CHECK_FALSE(entry.ties.empty());
-  CHECK(std::find(entry.ties.begin(), entry.ties.end(), pinned.key()) == entry.ties.end());
-  CHECK(entry.speedup == doctest::Approx(1));
-}
-
 TEST_CASE("search: GEMMs that share a launch compete as whole layers") {
   JoiningVariant variant;
   for (const bool deterministic : {false, true}) {
@@ -173,25 +156,6 @@ TEST_CASE("search: GEMMs that share a launch compete as whole layers") {
     CHECK(entry.timing.median_us == doctest::Approx(150));
     CHECK(count(evaluator.requests, Stage::layer, 16, false) == 1);
   }
-}
-
-TEST_CASE("search: within noise less shared memory wins, and the entry says that it is a tie") {
-  FakeSearch fake;
-  fake.settings.token_counts = {16};
-  FakeEvaluator evaluator;
-  evaluator.alter = [](const Request& request, Trial& trial) {
-    if (request.stage == Stage::layer) return;
-    const Point& point = request.plan.steps[0].point;
-    const bool is_lean = point.at("BLOCK_SIZE_M") == 32 && point.at("BLOCK_SIZE_N") == 32;
-    trial.smem_bytes = is_lean ? 512 : 2048;
-    trial.timing.median_us = is_lean ? 60.3 : point.at("BLOCK_SIZE_M") == 16 ? 60 : 100;
-    trial.screened_out = false;
-  };
-  const SearchResult result = fake.run(evaluator);
-  const auto stages = records(fake.journal_path(), "stage");
-  REQUIRE(stages.size() == 2);
-  CHECK(stages[0].at("finalists")[0].at("plan") ==
-        "gemm1:fake:BLOCK_SIZE_M=32,BLOCK_SIZE_N=32,FP8=0");
 }
 
 TEST_CASE("search: points that fail are data and never win") {
@@ -431,75 +395,6 @@ TEST_CASE("search: tuning some token counts of a complete table again leaves it 
   CHECK(table.entries.size() == 3);
 }
 
-TEST_CASE("finals: the confidence interval covers the spread of samples and of rounds") {
-  const Timing steady{100, 99, 101, 20, 0};
-  const TimeInterval one = confidence(std::vector{steady});
-  CHECK(one.low_us == doctest::Approx(99.57).epsilon(0.001));  // 1.96 * 1.2533 * 0.78 / sqrt(20)
-  CHECK(one.high_us == doctest::Approx(100.43).epsilon(0.001));
-  const TimeInterval two = confidence(std::vector{steady, steady});
-  CHECK(two.high_us - two.low_us < one.high_us - one.low_us);
-  const TimeInterval drifted = confidence(std::vector{steady, Timing{104, 103, 105, 20, 0}});
-  CHECK(drifted.low_us == doctest::Approx(100));
-  CHECK(drifted.high_us == doctest::Approx(104));
-}
-
-TEST_CASE("finals: short rounds in turns, from which drops out what is behind") {
-  FakeSearch fake;
-  fake.settings.token_counts = {16};
-  FakeEvaluator evaluator;
-  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
-  std::map<std::string, int> rounds;
-  std::string before;
-  for (const Request& request : evaluator.requests) {
-    if (!request.thorough || request.stage != Stage::layer) continue;
-    CHECK(request.num_samples == kRoundSamples);
-    ++rounds[request.plan.key()];
-    CHECK((before != request.plan.key() || rounds[before] > 1));
-    before = request.plan.key();
-  }
-  CHECK(rounds.at(entry.plan.key()) == 6);
-  CHECK(rounds.at(reference({}, {}).key()) == 1);  // 127 us slower
-  CHECK(entry.timing.num_samples == 5 * kRoundSamples);
-  CHECK(entry.reference_us > 1.1 * entry.timing.median_us);
-}
-
-TEST_CASE("finals: what dropped out at faster clocks does not win") {
-  FakeSearch fake;
-  fake.settings.token_counts = {16};
-  FakeEvaluator evaluator;
-  std::map<std::string, int> rounds;
-  evaluator.alter = [&](const Request& request, Trial& trial) {
-    if (request.thorough) trial.timing.median_us *= 1 + 0.05 * rounds[request.plan.key()]++;
-  };
-  const TableEntry drifted = fake.run(evaluator).table.entries.at(16);
-  FakeSearch other;
-  other.settings.token_counts = {16};
-  FakeEvaluator undrifted;
-  CHECK(drifted.plan == other.run(undrifted).table.entries.at(16).plan);
-}
-
-TEST_CASE("finals: a round at another clock is discarded, and counted") {
-  FakeSearch fake;
-  fake.settings.token_counts = {16};
-  FakeEvaluator evaluator;
-  std::map<std::string, int> rounds;
-  evaluator.alter = [&](const Request& request, Trial& trial) {
-    if (!request.thorough) return;
-    const bool is_slow = ++rounds[request.plan.key()] == 2;
-    trial.timing.clock_mhz = is_slow ? 1200 : 1700;
-    if (is_slow) trial.timing.median_us *= 1.4;
-  };
-  const TableEntry entry = fake.run(evaluator).table.entries.at(16);
-  CHECK(entry.timing.num_samples == 4 * kRoundSamples);
-  CHECK(entry.timing.num_discarded == kRoundSamples);
-  CHECK(entry.timing.clock_mhz == 1700);
-  FakeEvaluator steady;
-  FakeSearch other;
-  other.settings.token_counts = {16};
-  CHECK(entry.timing.median_us ==
-        doctest::Approx(other.run(steady).table.entries.at(16).timing.median_us));
-}
-
 TEST_CASE("search: an entry's record holds the interval of its layer's time") {
   FakeSearch fake;
   fake.settings.token_counts = {16};
@@ -700,4 +595,23 @@ TEST_CASE("budget: counts and times are read, nonsense is refused") {
     CAPTURE(text);
     CHECK_THROWS_AS(parse_budget(text), Error);
   }
+}
+
+TEST_CASE("search: within noise less shared memory wins, and the entry says that it is a tie") {
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  FakeEvaluator evaluator;
+  evaluator.alter = [](const Request& request, Trial& trial) {
+    if (request.stage == Stage::layer) return;
+    const Point& point = request.plan.steps[0].point;
+    const bool is_lean = point.at("BLOCK_SIZE_M") == 32 && point.at("BLOCK_SIZE_N") == 32;
+    trial.smem_bytes = is_lean ? 512 : 2048;
+    trial.timing.median_us = is_lean ? 60.3 : point.at("BLOCK_SIZE_M") == 16 ? 60 : 100;
+    trial.screened_out = false;
+  };
+  const SearchResult result = fake.run(evaluator);
+  const auto stages = records(fake.journal_path(), "stage");
+  REQUIRE(stages.size() == 2);
+  CHECK(stages[0].at("finalists")[0].at("plan") ==
+        "gemm1:fake:BLOCK_SIZE_M=32,BLOCK_SIZE_N=32,FP8=0");
 }

@@ -99,6 +99,20 @@ TEST_CASE("worker: the child opens what the parent was asked to open") {
   CHECK(worker.gpu().driver != encode_open(2, problem(), options).dump());
 }
 
+TEST_CASE("worker: a request is read as it was sent") {
+  Request sent = request("ok");
+  sent.stage = Stage::gemm2;
+  sent.stop_above_us = 1.5;
+  sent.thorough = sent.is_later = true;
+  sent.num_samples = kRoundSamples;
+  sent.beside = {request("ok").plan, request("other").plan};
+  const Request got = decode_request(encode(sent));
+  CHECK(encode(got) == encode(sent));
+  CHECK(got.beside == sent.beside);
+  CHECK(got.num_samples == kRoundSamples);
+  CHECK(got.is_later);
+}
+
 TEST_CASE("worker: prefetch reaches the child without an answer, and its errors are no loss") {
   auto worker = make_worker();
   const std::vector<Request> good(1000, request("ok"));

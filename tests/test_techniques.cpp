@@ -68,7 +68,7 @@ TEST_CASE("techniques: a parameter is set in both GEMMs, and a variant that lack
 TEST_CASE(
     "techniques: a pair starts from the reference point where the best plan lacks the parameter") {
   const Gpu gpu = known_gpu("h200");
-  const Problem problem{{"m", 64, 8, 2048, 1024}, Dtype::bf16, 16, {}, 0};
+  const Problem problem{{"m", 64, 8, 2048, 1024}, Dtype::bf16, 8, {}, 0};
   const Plan reference = reference_plan(gpu, problem);
   Plan plan = reference;
   CHECK(with_parameter(plan, "ORDER", reference) == "");

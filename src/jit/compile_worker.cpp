@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/host_memory.hpp"
 #include "jit/cache.hpp"
 
 namespace moetune {
@@ -80,12 +80,6 @@ Cubin answer(const std::string& question) {
   }
 }
 
-std::int64_t own_peak_bytes() {
-  rusage used{};
-  getrusage(RUSAGE_SELF, &used);
-  return std::int64_t{used.ru_maxrss} * 1024;
-}
-
 }  // namespace
 
 CompileWorker::CompileWorker(const std::string& program, int num_threads)
@@ -151,7 +145,7 @@ void serve_compilations(int socket, int num_threads) {
       }
       const std::string reply = encode_cubin(key_of(header.id), answer(text));
       const std::lock_guard lock(sending);
-      header.peak_host_bytes = own_peak_bytes();
+      header.peak_host_bytes = peak_host_bytes();
       if (!send_message(socket, header, reply)) _exit(0);
     }
   };

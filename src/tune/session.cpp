@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/host_memory.hpp"
 #include "report/summary.hpp"
 #include "tune/finals.hpp"
 #include "tune/race.hpp"

@@ -13,7 +13,4 @@ struct Usage {
   std::int64_t peak_host_bytes = 0;
 };
 
-// Peak resident memory of this process so far.
-std::int64_t peak_host_bytes();
-
 }  // namespace moetune

@@ -1,4 +1,4 @@
-#include "tune/usage.hpp"
+#include "core/host_memory.hpp"
 
 #include <sys/resource.h>
 

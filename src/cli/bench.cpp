@@ -22,13 +22,6 @@
 namespace moetune {
 namespace {
 
-bool wants_fp8(const BenchLayer& layer) {
-  for (const ChosenPlan& chosen : layer.plans)
-    for (const Step& step : chosen.plan.steps)
-      if (step.point.value_or("FP8", 0) != 0) return true;
-  return false;
-}
-
 std::unique_ptr<Evaluator> make_evaluator(const BenchOptions& options, const DeviceChoice& device,
                                           const BenchLayer& layer) {
   const EvaluatorOptions evaluator_options{.cache_dir = options.cache_dir,
@@ -98,10 +91,12 @@ void print(const BenchOptions& options, const BenchRun& run, const std::vector<B
   }
 }
 
-int bench(const BenchOptions& options) {
+int bench(BenchOptions options) {
+  if (options.profiled) options.out.clear();  // that is for the process which wants the counters
   if (options.journey.chosen) return bench_journey(options);
   if (options.serving.chosen) return bench_serving(options);
   if (options.techniques) return bench_techniques(options);
+  if (options.kernels) return bench_kernels(options);
   if (options.mxfp8) return bench_mxfp8(options);
   // Checked before anything is measured: what is wrong should show at once.
   const DeviceChoice device = choose_device(options.device);
@@ -139,6 +134,7 @@ void add_bench(CLI::App& app, Run& run) {
   moe-tune bench --journey --model mixtral-8x7b --tokens 2048,8192 --figure journey.svg
   moe-tune bench --serving --model qwen3-30b-a3b --concurrency 8,32,128
   moe-tune bench --techniques --model mixtral-8x7b --tokens 1,256,4096
+  moe-tune bench --kernels --model deepseek-v3 --dtype fp8_block --tokens 8192
 
 Every layer is first compared with the reference. Exit codes: 0 good; 1 a layer could not be timed or
 was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable device.)");
@@ -214,17 +210,35 @@ was wrong; 2 bad usage, an unreadable input or an unwritable output; 3 no usable
       ->excludes("--journey")
       ->group("Techniques");
   command
+      ->add_flag("--kernels", options->kernels,
+                 "The kernels of a layer one by one, each with its time, floor and counters; on a "
+                 "GPU with Nsight Compute's ncu")
+      ->excludes("--techniques")
+      ->excludes("--serving")
+      ->excludes("--journey")
+      ->group("Techniques");
+  command
+      ->add_option(
+          "--counters", options->counters,
+          "--techniques, --kernels: auto has ncu count L2 hits and more in a second run of "
+          "the same calls, where it is there and may; off does not")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->group("Techniques");
+  command->add_flag("--profiled", options->profiled)->group("");
+  command
       ->add_flag(
           "--mxfp8", options->mxfp8,
           "MXFP8 (e4m3 with a scale for 32 values): quantising beside a copy of as many bytes, "
           "both GEMMs tuned, and the layer; on a GPU")
       ->excludes("--techniques")
+      ->excludes("--kernels")
       ->excludes("--serving")
       ->excludes("--journey")
       ->group("Techniques");
   // Steps have as many tokens as they come to.
   command->get_option("--serving")->excludes("--journey")->excludes("--tokens");
-  for (const char* mode : {"--journey", "--serving", "--techniques", "--mxfp8"})
+  for (const char* mode : {"--journey", "--serving", "--techniques", "--kernels", "--mxfp8"})
     command->get_option("--compare")->excludes(mode);
   command->callback([&run, options] { run = [options] { return bench(*options); }; });
 }

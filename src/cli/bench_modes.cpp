@@ -2,15 +2,29 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <iterator>
 
+#include "bench/numbered_calls.hpp"
 #include "cli/outputs.hpp"
+#include "core/child_process.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "cuda/device.hpp"
 
 namespace moetune {
+namespace {
+
+// The profiler's child makes its layers anew, and a call takes ncu a few seconds at the most.
+constexpr int kProfilerStartS = 180;
+constexpr int kProfilerCallS = 10;
+
+}  // namespace
 
 std::vector<BenchLayer> choose_layers(const BenchOptions& options, const Gpu& gpu) {
   std::vector<BenchLayer> layers;
@@ -46,6 +60,53 @@ DeviceChoice choose_real_device(const BenchOptions& options, const char* mode) {
 
 BenchRun make_run(const BenchOptions& options, const Gpu& gpu, const Problem& problem) {
   return {gpu, problem.routing, problem.seed, options.commit, command_line(), utc_now()};
+}
+
+bool wants_fp8(const BenchLayer& layer) {
+  for (const ChosenPlan& chosen : layer.plans)
+    for (const Step& step : chosen.plan.steps)
+      if (step.point.value_or("FP8", 0) != 0) return true;
+  return false;
+}
+
+std::vector<KernelCounters> CallCounters::of(int call) const {
+  return call >= 0 && static_cast<std::size_t>(call) < calls.size()
+             ? calls[static_cast<std::size_t>(call)]
+             : std::vector<KernelCounters>{};
+}
+
+CallCounters collect_counters(const BenchOptions& options, int num_calls) {
+  CallCounters counters;
+  if (options.counters == "off") {
+    counters.missing = "--counters off";
+    return counters;
+  }
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  std::vector<std::string> arguments = own_arguments();
+  arguments.emplace_back("--profiled");
+  const auto begin = std::chrono::steady_clock::now();
+  // Not kOwnProgram: it is ncu that would look there.
+  const NcuRun run = run_ncu(find_ncu(variable("MOETUNE_NCU"), variable("PATH")),
+                             std::filesystem::read_symlink(kOwnProgram), arguments,
+                             kProfilerStartS + kProfilerCallS * num_calls);
+  counters.missing = run.missing;
+  counters.calls = split_calls(run.kernels, kCallMarker);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  // Numbers are only right where the other run made all calls.
+  if (const auto seen = std::ssize(counters.calls); run.missing.empty() && seen != num_calls) {
+    counters.missing = fmt::format("ncu saw {} of {} calls", seen, num_calls);
+    counters.calls.clear();
+  }
+  if (!counters.missing.empty()) {
+    spdlog::warn("no counters: {}", counters.missing);
+  } else {
+    spdlog::info("ncu: {} kernels of {} calls in {:.1f} s", run.kernels.size(), num_calls,
+                 took.count());
+  }
+  return counters;
 }
 
 void print_json(const nlohmann::ordered_json& json) {

@@ -10,6 +10,7 @@
 #include "cli/bench_plans.hpp"
 #include "cli/cache_dir.hpp"
 #include "cli/problem_options.hpp"
+#include "core/counters.hpp"
 #include "report/bench_report.hpp"
 
 namespace moetune {
@@ -55,7 +56,11 @@ struct BenchOptions {
   JourneyModeOptions journey;
   ServingModeOptions serving;
   bool techniques = false;
+  bool kernels = false;
   bool mxfp8 = false;
+  std::string counters = "auto";  // or "off"
+  // This process is run by a profiler: only make the calls, see bench/numbered_calls.hpp.
+  bool profiled = false;
 };
 
 // One model and what is to be timed of it.
@@ -71,6 +76,22 @@ std::vector<BenchLayer> choose_layers(const BenchOptions& options, const Gpu& gp
 // there is no GPU or --device names an offline one, saying that `mode` needs one.
 DeviceChoice choose_real_device(const BenchOptions& options, const char* mode);
 BenchRun make_run(const BenchOptions& options, const Gpu& gpu, const Problem& problem);
+// Whether a plan of the layer multiplies in fp8.
+bool wants_fp8(const BenchLayer& layer);
+
+inline constexpr const char* kNotProfiled = "the profiler has not run yet";
+
+// What a profiler saw of a run's calls.
+struct CallCounters {
+  std::vector<std::vector<KernelCounters>> calls;  // by number
+  std::string missing;                             // why there are none
+  // Of one call; empty where there are none.
+  std::vector<KernelCounters> of(int call) const;
+};
+// Runs this command again under ncu, to see the same `num_calls` calls. Call it when the memory of
+// this run's layers is free again. Says what is missing on stderr too.
+CallCounters collect_counters(const BenchOptions& options, int num_calls);
+
 void print_json(const nlohmann::ordered_json& json);
 
 void add_journey_options(CLI::App& command, JourneyModeOptions& options);
@@ -80,6 +101,8 @@ void add_serving_options(CLI::App& command, ServingModeOptions& options);
 int bench_serving(const BenchOptions& given);
 
 int bench_techniques(const BenchOptions& options);
+
+int bench_kernels(const BenchOptions& options);
 
 int bench_mxfp8(const BenchOptions& given);
 

@@ -81,16 +81,23 @@ OutputPaths choose_outputs(const std::string& out_dir, const TableIdentity& iden
   return paths;
 }
 
-std::string command_line() {
-  std::string text = "moe-tune";
+std::vector<std::string> own_arguments() {
+  std::vector<std::string> arguments;
   const std::string raw = read_file("/proc/self/cmdline");
   for (std::size_t at = raw.find('\0') + 1; at != 0 && at < raw.size();) {
     const std::size_t end = std::min(raw.find('\0', at), raw.size());
-    const std::string word = raw.substr(at, end - at);
+    arguments.push_back(raw.substr(at, end - at));
+    at = end + 1;
+  }
+  return arguments;
+}
+
+std::string command_line() {
+  std::string text = "moe-tune";
+  for (const std::string& word : own_arguments()) {
     const bool plain =
         !word.empty() && word.find_first_of(" \t\n'\"\\$`*?[]();&|<>#!~") == std::string::npos;
     text += plain ? " " + word : fmt::format(" '{}'", word);
-    at = end + 1;
   }
   return text;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/gpu.hpp"
 #include "table/table.hpp"
@@ -20,6 +21,8 @@ struct OutputPaths {
 OutputPaths choose_outputs(const std::string& out_dir, const TableIdentity& identity,
                            const Gpu& gpu);
 
+// What this process was started with, without the program's own path.
+std::vector<std::string> own_arguments();
 // The command as typed, but for the program's own path.
 std::string command_line();
 

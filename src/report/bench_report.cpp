@@ -19,10 +19,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr double kUsPerS = 1e6;
 
-double matrix_tflops(const Gpu& gpu, Dtype dtype) {
-  return is_fp8(dtype) ? gpu.fp8_tflops : gpu.bf16_tflops;
-}
-
 // What follows from a row's time; 0 where it is not known.
 struct Rates {
   double tflops = 0;
@@ -103,10 +99,18 @@ double read_time(const Json& row, const char* name, const std::string& where) {
 
 }  // namespace
 
-double floor_us(const Gpu& gpu, const Problem& problem) {
-  const double tflops = matrix_tflops(gpu, problem.dtype);
+double matrix_tflops(const Gpu& gpu, Dtype dtype) {
+  return is_fp8(dtype) ? gpu.fp8_tflops : gpu.bf16_tflops;
+}
+
+double floor_us(const Gpu& gpu, Dtype dtype, double bytes, double flops) {
+  const double tflops = matrix_tflops(gpu, dtype);
   if (!(gpu.read_gbps > 0) || !(tflops > 0)) return 0;
-  return std::max(layer_bytes(problem) / gpu.read_gbps / 1e3, layer_flops(problem) / tflops / 1e6);
+  return std::max(bytes / gpu.read_gbps / 1e3, flops / tflops / 1e6);
+}
+
+double floor_us(const Gpu& gpu, const Problem& problem) {
+  return floor_us(gpu, problem.dtype, layer_bytes(problem), layer_flops(problem));
 }
 
 Peers read_peers(const std::string& path, const Gpu& gpu) {

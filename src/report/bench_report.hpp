@@ -35,6 +35,10 @@ struct BenchRun {
 // The simple roofline: the larger of layer_bytes() at the GPU's read bandwidth and layer_flops() at
 // its matrix rate for the dtype. 0 when a rate is not known.
 double floor_us(const Gpu& gpu, const Problem& problem);
+// The same of anything that moves `bytes` and does `flops` at the matrix rate for the dtype.
+double floor_us(const Gpu& gpu, Dtype dtype, double bytes, double flops);
+// The GPU's matrix rate for the dtype, TFLOP/s; 0 when it is not known.
+double matrix_tflops(const Gpu& gpu, Dtype dtype);
 
 using LayerKey = std::tuple<std::string, std::string, std::int64_t>;  // model, dtype, num_tokens
 

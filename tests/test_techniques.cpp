@@ -37,6 +37,7 @@ TEST_CASE("techniques: measured gains stand beside the literature's, and failure
   row.lookup = "exact";
   row.pairs = {{"split-K", side("SPLIT_K=1", 120), side("SPLIT_K=2", 100), "1.18x", ""},
                {"fp8 weights", side("each call", 300), side("once", 100), "", "all experts"}};
+  row.no_counters = "no ncu";
   row.pairs[1].without.status = LevelStatus::skipped;
   row.pairs[1].without.reason = "no e4m3";
   CHECK(gain(row.pairs[0]) == doctest::Approx(1.2));
@@ -47,7 +48,7 @@ TEST_CASE("techniques: measured gains stand beside the literature's, and failure
   CHECK(holds(text, "1.18x"));
   CHECK(holds(text, "fp8 weights, each call: skipped: no e4m3"));
   CHECK(holds(text, "fp8 weights: all experts"));
-  CHECK(holds(text, "L2 hit rates are not collected"));
+  CHECK(holds(text, "no L2 hit rates: no ncu"));
   const auto json = technique_json(run, rows);
   const auto& pairs = json.at("rows")[0].at("pairs");
   CHECK(pairs[0].at("gain").get<double>() == doctest::Approx(1.2));
@@ -55,6 +56,44 @@ TEST_CASE("techniques: measured gains stand beside the literature's, and failure
   CHECK(pairs[1].at("gain").is_null());
   CHECK(pairs[1].at("literature").is_null());
   CHECK(pairs[1].at("without").at("median_us").is_null());
+  CHECK(pairs[1].at("without").at("l2_hit_rates").is_null());
+  CHECK(json.at("rows")[0].at("no_l2_hit_rates") == "no ncu");
+}
+
+TEST_CASE("techniques: L2 hit rates of each GEMM and, weighted by sectors, of the layer") {
+  const auto kernel = [](const char* name, double hits, double misses) {
+    KernelCounters made;
+    made.name = name;
+    made.l2_hits = hits;
+    made.l2_misses = misses;
+    return made;
+  };
+  BenchRun run;
+  run.gpu = known_gpu("h200");
+  TechniqueRow row;
+  row.problem = {{"mixtral-8x7b", 8, 2, 4096, 14336}, Dtype::bf16, 16, {}, 0};
+  row.pairs = {{"tile order", side("rows", 120), side("columns", 100), "", ""},
+               {"padding", side("padded", 120), side("as they are", 100), "", ""}};
+  row.pairs[0].without.counters = {kernel("sort_small", 5, 5), kernel("moe_gemm", 80, 20),
+                                   kernel("moe_gemm_sm90", 30, 70), kernel("combine", 5, 5)};
+  row.pairs[1].with.counters = {kernel("sort_slots", 0, 10), kernel("nvjet_hsh", 10, 0),
+                                kernel("gather_rows", 0, 10), kernel("nvjet_tst", 0, 30)};
+  row.pairs[1].without.no_counters = "up to 256 products";
+  const std::vector<TechniqueRow> rows = {row};
+  const auto json = technique_json(run, rows).at("rows")[0];
+  const auto& rates = json.at("pairs")[0].at("without").at("l2_hit_rates");
+  CHECK(rates.at("gemms").size() == 2);
+  CHECK(rates.at("gemms")[0].at("hit_rate").get<double>() == doctest::Approx(0.8));
+  CHECK(rates.at("gemms")[1].at("hit_rate").get<double>() == doctest::Approx(0.3));
+  CHECK(rates.at("layer").get<double>() == doctest::Approx(120.0 / 220));
+  const auto& library = json.at("pairs")[1].at("with").at("l2_hit_rates");
+  CHECK(library.at("gemms").size() == 1);
+  CHECK(library.at("gemms")[0].at("kernel") == "cuBLAS");
+  CHECK(library.at("gemms")[0].at("hit_rate").get<double>() == doctest::Approx(0.25));
+  CHECK(json.at("no_l2_hit_rates").is_null());
+  const std::string text = technique_text(run, rows);
+  CHECK(holds(text, "80.0 / 30.0, 54.5"));
+  CHECK(holds(text, "padding, padded: no L2 hit rates: up to 256 products"));
 }
 
 TEST_CASE("techniques: a parameter is set in both GEMMs, and a variant that lacks it is named") {

@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kPaddedBlock = 128;  // rows of a block that padded layouts commonly ask for
 constexpr int kGraphLevel = 5;
-constexpr int kQuantiseThreads = 256;  // as in kernels/journey/quantise.cu
+constexpr std::int64_t kMaxProfiledProducts = 64;  // of cuBLAS a side: each takes ncu a while
+constexpr int kQuantiseThreads = 256;              // as in kernels/journey/quantise.cu
 
 // What papers and pages of such kernels report.
 constexpr const char* kOrderRange = "up to 4.4x";
@@ -83,8 +84,10 @@ std::string with_parameter(Plan& plan, std::string_view name, const Plan& refere
   return note;
 }
 
-Techniques::Techniques(const Gpu& gpu, const Problem& problem, const std::string& cache_dir)
-    : gpu_(gpu),
+Techniques::Techniques(const Gpu& gpu, const Problem& problem, const std::string& cache_dir,
+                       NumberedCalls& calls)
+    : calls_(calls),
+      gpu_(gpu),
       problem_(problem),
       no_fp8_(why_no_fp8(gpu, problem)),
       compiler_(arch_name(gpu), cache_dir, 0) {
@@ -101,8 +104,10 @@ Techniques::Techniques(const Gpu& gpu, const Problem& problem, const std::string
 
 template <typename Measure>
 void Techniques::guarded(TechniqueSide& side, const Measure& measure) {
+  side.call = calls_.begin(*layer_);
   try {
     const MeasuredCall measured = measure();
+    if (calls_.profiling()) return;
     side.timing = measured.timing;
     side.rel_err = measured.deviation.rel_err;
     spdlog::info("{}: {:.1f} us", side.label, side.timing.median_us);
@@ -125,7 +130,7 @@ TechniqueSide Techniques::measure_plan(std::string label, const Plan& plan, Toke
     const bool fp8 = plan.steps.front().point.value_or("FP8", 0) != 0;
     if (fp8) problem.dtype = Dtype::fp8_block;
     const LoadedPlan loaded(gpu_, problem, plan, compiler_);
-    make_reference(*layer_, batch, fp8);
+    if (!calls_.profiling()) make_reference(*layer_, batch, fp8);
     loaded.prepare(*layer_, batch);
     layer_->poison();
     LayerCall call;
@@ -135,7 +140,7 @@ TechniqueSide Techniques::measure_plan(std::string label, const Plan& plan, Toke
     };
     call.result = [&] { return loaded.result(*layer_, batch); };
     call.fp8 = fp8;
-    return measure_call(*layer_, batch, call);
+    return calls_.measure(*layer_, batch, call);
   });
   return side;
 }
@@ -149,16 +154,21 @@ TechniqueSide Techniques::measure_padding(std::string label, int padding, TokenB
     side.reason = missing;
     return side;
   }
+  const std::int64_t products = 2 * std::min(batch.problem.shape.num_experts, batch.num_slots());
   guarded(side, [&] {
-    make_reference(*layer_, batch, false);
+    if (calls_.profiling() && products > kMaxProfiledProducts) return MeasuredCall{};
+    if (!calls_.profiling()) make_reference(*layer_, batch, false);
     levels_->set_padding(padding);
     levels_->prepare(kGraphLevel, batch);
     levels_->poison();
     LayerCall call;
     call.enqueue = [&](int routing) { levels_->enqueue(kGraphLevel, batch, routing); };
     call.result = [&] { return levels_->result(); };
-    return measure_call(*layer_, batch, call);
+    return calls_.measure(*layer_, batch, call);
   });
+  if (products > kMaxProfiledProducts)
+    side.no_counters =
+        fmt::format("up to {} products, {} are profiled at most", products, kMaxProfiledProducts);
   return side;
 }
 
@@ -266,7 +276,7 @@ TechniquePair Techniques::fp8_weights(Plan plan, TokenBatch& batch) {
 void Techniques::run(TechniqueRow& row, const Plan& plan, const Plan& fp8_plan) {
   Problem problem = problem_;
   problem.num_tokens = row.problem.num_tokens;
-  const auto batch = layer_->make_batch(problem, kBenchRoutings);
+  const auto batch = layer_->make_batch(problem, calls_.num_routings());
   row.pairs = {tile_order(plan, *batch),
                split_k(plan, *batch),
                fused_swiglu(plan, *batch),

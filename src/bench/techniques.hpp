@@ -7,6 +7,7 @@
 
 #include "bench/levels.hpp"
 #include "bench/measure_call.hpp"
+#include "bench/numbered_calls.hpp"
 #include "report/technique_report.hpp"
 
 namespace moetune {
@@ -14,8 +15,9 @@ namespace moetune {
 class Techniques {
  public:
   // `problem` is bf16 at the largest token count. With fp8 weights as well where the GPU and the
-  // shape allow. Throws Error(device) saying how much memory is missing.
-  Techniques(const Gpu& gpu, const Problem& problem, const std::string& cache_dir);
+  // shape allow. `calls` counts the sides. Throws Error(device) saying how much memory is missing.
+  Techniques(const Gpu& gpu, const Problem& problem, const std::string& cache_dir,
+             NumberedCalls& calls);
 
   // Whether there are fp8 weights to compare.
   bool has_fp8() const { return no_fp8_.empty(); }
@@ -38,6 +40,7 @@ class Techniques {
   TechniquePair fp8_weights(Plan plan, TokenBatch& batch);
   void enqueue_quantise();
 
+  NumberedCalls& calls_;
   Gpu gpu_;
   Problem problem_;
   std::string no_fp8_;  // why there are no fp8 weights

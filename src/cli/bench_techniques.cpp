@@ -24,6 +24,19 @@ std::vector<ChosenPlan> choose_fp8_plans(const BenchOptions& options, const Gpu&
   return choose_plans(plans, gpu, fp8, options.token_counts);
 }
 
+void record(const BenchOptions& options, const BenchRun& run, const TechniqueRow& row) {
+  if (options.out.empty()) return;
+  update_rows(options.out, run, technique_row_json(run, row),
+              {"model", "dtype", "num_tokens", "routing"});
+}
+
+void add_counters(const CallCounters& counters, TechniqueRow& row) {
+  row.no_counters = counters.missing;
+  for (TechniquePair& pair : row.pairs)
+    for (TechniqueSide* side : {&pair.without, &pair.with})
+      side->counters = counters.of(side->call);
+}
+
 bool has_failed(const TechniqueRow& row) {
   return std::any_of(row.pairs.begin(), row.pairs.end(), [](const TechniquePair& pair) {
     return pair.without.status == LevelStatus::failed || pair.with.status == LevelStatus::failed;
@@ -45,9 +58,10 @@ int bench_techniques(const BenchOptions& options) {
     read_rows(options.out, run, "techniques");
     check_record_place(options.out);
   }
+  NumberedCalls calls(options.profiled);
   std::vector<TechniqueRow> rows;
   for (const BenchLayer& layer : layers) {
-    Techniques techniques(device.gpu, layer.problem, options.cache_dir);
+    Techniques techniques(device.gpu, layer.problem, options.cache_dir, calls);
     std::vector<ChosenPlan> fp8_plans = layer.plans;  // unused without fp8 weights
     if (techniques.has_fp8()) fp8_plans = choose_fp8_plans(options, device.gpu, layer.problem);
     for (std::size_t i = 0; i < layer.plans.size(); ++i) {
@@ -57,14 +71,18 @@ int bench_techniques(const BenchOptions& options) {
                                                    "--reference",
                                                    chosen.num_tokens, chosen.defect));
       }
-      TechniqueRow row{layer.name, layer.problem, chosen.lookup, {}};
+      TechniqueRow row{layer.name, layer.problem, chosen.lookup, {}, kNotProfiled};
       row.problem.num_tokens = chosen.num_tokens;
       techniques.run(row, chosen.plan, fp8_plans[i].plan);
+      record(options, run, row);
       rows.push_back(row);
-      if (!options.out.empty())
-        update_rows(options.out, run, technique_row_json(run, row),
-                    {"model", "dtype", "num_tokens", "routing"});
     }
+  }
+  if (options.profiled) return 0;
+  const CallCounters counters = collect_counters(options, calls.count());
+  for (TechniqueRow& row : rows) {
+    add_counters(counters, row);
+    record(options, run, row);
   }
   if (options.json) {
     print_json(technique_json(run, rows));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/counters.hpp"
 #include "report/bench_report.hpp"
 #include "report/journey_report.hpp"
 
@@ -19,6 +20,9 @@ struct TechniqueSide {
   std::string reason;  // why it is not ok
   Timing timing;
   double rel_err = 0;
+  int call = -1;                         // its number among the run's; -1: it had none
+  std::vector<KernelCounters> counters;  // of one call, in order
+  std::string no_counters;               // why this side alone has none; empty: see the row
 };
 
 struct TechniquePair {
@@ -37,7 +41,16 @@ struct TechniqueRow {
   Problem problem;
   std::string lookup;  // of the plan that pairs start from
   std::vector<TechniquePair> pairs;
+  std::string no_counters;  // why there are none; empty when there are
 };
+
+// The L2 hit rates of a side's GEMMs, in order; products of a library count as one. kUnknown where
+// there are no counts.
+struct GemmHitRate {
+  std::string kernel;
+  double hit_rate = kUnknown;  // 0..1
+};
+std::vector<GemmHitRate> gemm_hit_rates(const TechniqueSide& side);
 
 std::string technique_text(const BenchRun& run, std::span<const TechniqueRow> rows);
 nlohmann::ordered_json technique_json(const BenchRun& run, std::span<const TechniqueRow> rows);

@@ -99,7 +99,8 @@ TEST_CASE("techniques: every side of every pair is right") {
   Problem problem;
   problem.shape = {"small", 8, 2, 512, 256};
   problem.num_tokens = 100;
-  Techniques techniques(gpu, problem, "");
+  NumberedCalls calls(false);
+  Techniques techniques(gpu, problem, "", calls);
   TechniqueRow row;
   row.problem = problem;
   techniques.run(row, reference_plan(gpu, problem), reference_plan(gpu, problem));

@@ -5,7 +5,8 @@
     scripts/readme_results.py --check    exit with 1 where it is not what the records say
 
 The section lies between two marker lines. It shows what results/<GPU>/*.json hold, of the kinds that
-`moe-tune bench --out` writes: layer times, journeys, techniques, serving. Only measured rows.
+`moe-tune bench --out` writes: layer times, their kernels, journeys, techniques, serving. Only measured
+rows.
 """
 import argparse
 import difflib
@@ -74,6 +75,23 @@ def layers_section(record, rows):
     return ["A whole layer in microseconds, by tokens:", ""] + found
 
 
+def kernels_section(record, rows):
+    def percent(value):
+        return "-" if value is None else f"{value * 100:.0f}"
+
+    body = []
+    for row in rows:
+        for kernel in row["kernels"]:
+            body.append([named(row), row["dtype"], str(row["num_tokens"]), kernel["step"] or "-",
+                         number(kernel["time_us"]), number(kernel["floor_us"]),
+                         percent(kernel["fraction_of_floor"]), number(kernel["tflops"], 0),
+                         number(kernel["dram_gbps"], 0), percent(kernel["l2_hit_rate"]),
+                         percent(kernel["tensor_busy"]), number(kernel["sm_mhz"], 0)])
+    return ["A layer's kernels, each profiled alone (Nsight Compute), microseconds:", ""] + table(
+        ["<model", "<dtype", "tokens", "<step", "time", "its floor", "% of floor", "TFLOP/s",
+         "DRAM GB/s", "L2 hits %", "tensor cores busy %", "MHz"], body)
+
+
 def journey_section(record, rows):
     names = [f"{level['level']} {level['name']}" for level in rows[0]["levels"]]
     body = []
@@ -85,6 +103,13 @@ def journey_section(record, rows):
         ["<model", "tokens"] + names + ["0 / 6", "4 / 6"], body)
 
 
+def l2_hits(side):
+    rates = side.get("l2_hit_rates")
+    if not rates:
+        return "-"
+    return " / ".join(f"{gemm['hit_rate'] * 100:.0f}" for gemm in rates["gemms"]) or "-"
+
+
 def techniques_section(record, rows):
     body = []
     for row in sorted(rows, key=lambda row: (row["model"], row["num_tokens"])):
@@ -93,9 +118,11 @@ def techniques_section(record, rows):
             body.append([named(row), str(row["num_tokens"]), pair["name"]] +
                         [f"{side['label']}: {number(side['median_us'])}" for side in sides] +
                         [ratio(sides[0]["median_us"], sides[1]["median_us"]),
-                         pair["literature"] or "-"])
-    return ["Pairs of layers that differ in one thing, microseconds:", ""] + table(
-        ["<model", "tokens", "<technique", "<without", "<with", "gain", "<literature"], body)
+                         f"{l2_hits(sides[0])}; {l2_hits(sides[1])}", pair["literature"] or "-"])
+    return ["Pairs of layers that differ in one thing, microseconds; L2 hit rates of the GEMMs without "
+            "and with it:", ""] + table(
+        ["<model", "tokens", "<technique", "<without", "<with", "gain", "<L2 hits %", "<literature"],
+        body)
 
 
 def serving_section(record, rows):
@@ -118,7 +145,7 @@ def serving_section(record, rows):
          "ms a token p50 / p95 / p99", "latency s p50 / p95 / p99", "success %"], body)
 
 
-SECTIONS = {"layers": layers_section, "journey": journey_section,
+SECTIONS = {"layers": layers_section, "kernels": kernels_section, "journey": journey_section,
             "techniques": techniques_section, "serving": serving_section}
 
 

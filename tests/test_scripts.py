@@ -76,7 +76,10 @@ class ReadmeResults(unittest.TestCase):
     def test_techniques_and_serving(self):
         self.record("techniques.json", {
             **ROW, "kind": "techniques",
-            "pairs": [{"name": "split-K", "without": {"label": "SPLIT_K=1", "median_us": 120.0},
+            "pairs": [{"name": "split-K",
+                       "without": {"label": "SPLIT_K=1", "median_us": 120.0, "l2_hit_rates": {
+                           "layer": 0.5, "gemms": [{"kernel": "a", "hit_rate": 0.808},
+                                                   {"kernel": "b", "hit_rate": 0.3}]}},
                        "with": {"label": "SPLIT_K=2", "median_us": 100.0},
                        "literature": "1.18x"}]})
         self.record("serving.json", {
@@ -86,9 +89,21 @@ class ReadmeResults(unittest.TestCase):
             "setup": {"scope": "only MoE layers", "num_layers": 32, "num_launched": 8,
                       "step_times": "launched"}})
         text = self.section()
-        self.assertIn("| split-K | SPLIT_K=1: 120.0 | SPLIT_K=2: 100.0 | 1.20x | 1.18x |", text)
+        self.assertIn("| split-K | SPLIT_K=1: 120.0 | SPLIT_K=2: 100.0 | 1.20x | 81 / 30; - | 1.18x |",
+                      text)
         self.assertIn("1,000 ± 100 | 10.00 / 20.00 / 30.00 | 2.00 / 4.00 / 6.00 |", text)
         self.assertIn("only MoE layers", text)
+
+    def test_kernels_with_what_counters_there_are(self):
+        kernel = {"step": "GEMM1", "time_us": 2000.0, "floor_us": 1500.0, "fraction_of_floor": 0.75,
+                  "tflops": 612.3, "dram_gbps": None, "l2_hit_rate": 0.881, "tensor_busy": 0.5,
+                  "sm_mhz": 1500}
+        self.record("kernels.json", {**ROW, "kind": "kernels", "kernels": [
+            kernel, {**kernel, "step": "", "time_us": None, "floor_us": None,
+                     "fraction_of_floor": None, "tflops": None}]})
+        text = self.section()
+        self.assertIn("| GEMM1 | 2,000.0 | 1,500.0 | 75 | 612 | - | 88 | 50 | 1,500 |", text)
+        self.assertIn("| - | - | - | - | - | - | 88 | 50 | 1,500 |", text)
 
     def test_check_finds_drift_and_changes_nothing(self):
         self.record("layers.json", {**ROW, "layer_us": 10})

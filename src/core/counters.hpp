@@ -1,8 +1,9 @@
 // What the GPU's counters say of a program's kernels, by NVIDIA's profiler `ncu` (Nsight Compute),
 // which runs the program as its child. No CUDA here.
 //
-// ncu runs one kernel after the other and waits in between: nothing overlaps, and the clock is not
-// slowed by load as it is in a benchmark. Neither clocks nor caches are touched (--clock-control
+// ncu runs one kernel after the other and waits in between: nothing overlaps, and each begins with
+// a GPU that has rested, where a benchmark's runs at the clock its power allows (a kernel of some
+// milliseconds reaches that limit too). Neither clocks nor caches are touched (--clock-control
 // none, --cache-control none), so that a kernel finds in L2 what the one before it left. For the
 // same reason the whole program runs again where the metrics take several passes (--replay-mode
 // application): to run a kernel again, ncu would first copy the memory that it may write.

@@ -15,10 +15,11 @@ using Json = nlohmann::ordered_json;
 
 constexpr double kGoodFraction = 0.85;  // of the matrix rate; below it a note gives the counters
 constexpr const char* kNote =
-    "us: of each kernel alone, by ncu (Nsight Compute), at a clock that load does not slow; floor: "
-    "the larger of the bytes that it must move / read rate and its flops / matrix rate, above 100 "
-    "% "
-    "where what it reads was in L2; L2 %: of the sectors that reads look for there";
+    "us: of each kernel alone and from a rest, by ncu (Nsight Compute): under load GPUs clock "
+    "lower; "
+    "floor: the larger of the bytes that it must move / read rate and its flops / matrix rate, "
+    "above "
+    "100 % where what it reads was in L2; L2 %: of the sectors that reads look for there";
 
 std::string number(double value, int digits) {
   return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : "-";

@@ -16,7 +16,9 @@
 namespace moetune {
 namespace {
 
+// GEMMs have fewer: which of them wins is decided in layers.
 constexpr int kNumRounds = 6;
+constexpr int kNumGemmRounds = 4;
 // Times the fastest: who goes on after the first round, the second, ... In the first, plans are
 // checked and measured one after the other, while clocks change: it does not count for those who go
 // on, who take turns.
@@ -135,7 +137,8 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   std::vector<Final> finals(plans.size());
   for (std::size_t i = 0; i < plans.size(); ++i) finals[i].plan = &plans[i];
   const double least_us = stage == Stage::layer ? 0 : kLaunchUs;
-  for (int round = 1; round <= kNumRounds; ++round) {
+  const int num_rounds = stage == Stage::layer ? kNumRounds : kNumGemmRounds;
+  for (int round = 1; round <= num_rounds; ++round) {
     std::map<bool, double> best_us;  // by FP8
     std::vector<Plan> beside;
     for (const Final& one : finals)
@@ -150,7 +153,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
       double& best = best_us.try_emplace(one.group(stage), one.mean_us()).first->second;
       best = std::min(best, one.mean_us());
     }
-    if (round == kNumRounds) break;
+    if (round == num_rounds) break;
     const double band = kGoesOn[static_cast<std::size_t>(round - 1)];
     for (Final& one : finals) {
       one.goes_on = one.goes_on && one.is_ok &&

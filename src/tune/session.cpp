@@ -14,6 +14,7 @@
 #include "core/host_memory.hpp"
 #include "report/summary.hpp"
 #include "tune/finals.hpp"
+#include "tune/pairs.hpp"
 #include "tune/race.hpp"
 #include "tune/session_records.hpp"
 
@@ -282,16 +283,20 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
     if (std::find(plans.begin(), plans.end(), plan) == plans.end()) plans.push_back(plan);
   };
   if (const Plan known = known_plan(num_tokens); allows(proposals, known)) add(known);
-  for (const Trial& first : pick(finals[0], kLayerChoices, kLayerBand)) {
-    for (const Trial& second : pick(finals[1], kLayerChoices, kLayerBand)) {
-      add(Plan{{first.plan.steps.front(), second.plan.steps.front()}});
-    }
-  }
   const std::uint64_t measured_before = num_measured();
   listener_.stage_started(Stage::layer, num_tokens, 0);
+  std::array<std::vector<Plan>, 2> gemms;
+  for (std::size_t s = 0; s < 2; ++s) {
+    for (const Trial& trial : pick(finals[s], kLayerChoices, kLayerBand))
+      gemms[s].push_back(trial.plan);
+  }
+  const bool by_time = settings_.objective == Objective::time;
+  for (const Plan& layer : by_time ? promising_pairs(runner_, gemms[0], gemms[1], num_tokens)
+                                   : all_pairs(gemms[0], gemms[1])) {
+    add(layer);
+  }
   for (const Plan& plan : best_joined(num_tokens)) add(plan);
-  std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens,
-                                            settings_.objective == Objective::time);
+  std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens, by_time);
   TableEntry entry;
   for (const Trial& trial : layers)
     if (trial.plan == reference) entry.reference_us = trial.timing.median_us;

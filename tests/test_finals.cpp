@@ -22,6 +22,7 @@ Trial trial(double median_us, int fp8, int fuse_combine, int warps = 4) {
 
 std::vector<double> times(const std::vector<Trial>& trials) {
   std::vector<double> times;
+  times.reserve(trials.size());
   for (const Trial& trial : trials) times.push_back(trial.timing.median_us);
   return times;
 }
@@ -48,6 +49,24 @@ TEST_CASE("pick: other variants and ways of the sum too, where a launch less may
   CHECK(times(pick(small, 1, 1.03)) == std::vector<double>{8, 9, 9.1, 9.2, 9.4});
   const std::vector<Trial> large{trial(300, 1, 1), trial(305, 1, 1, 8), trial(400, 1, 0)};
   CHECK(times(pick(large, 2, 1.03)) == std::vector<double>{300, 305});
+}
+
+TEST_CASE("finals: a kernel of its own for the weighted sum or SwiGLU counts as 1 us more") {
+  CHECK(as_in_layer(trial(8, 1, 0)).timing.median_us == doctest::Approx(9));
+  CHECK(as_in_layer(trial(8, 1, 1)).timing.median_us == doctest::Approx(8));
+  Trial first = trial(8, 1, 0);
+  first.plan.steps[0].point = Point({{"NUM_WARPS", 4}, {"FUSE_SWIGLU", 0}});
+  first.timing.p90_us = 8.5;
+  CHECK(as_in_layer(first).timing.median_us == doctest::Approx(9));
+  CHECK(as_in_layer(first).timing.p90_us == doctest::Approx(9.5));
+  first.plan.steps[0].point = Point({{"NUM_WARPS", 4}});
+  CHECK(as_in_layer(first).timing.median_us == doctest::Approx(8));
+  Trial layer = trial(20, 1, 0);
+  layer.plan.steps.insert(layer.plan.steps.begin(), first.plan.steps.front());
+  CHECK(as_in_layer(layer).timing.median_us == doctest::Approx(20));
+  Trial failed = trial(0, 1, 0);
+  failed.status = TrialStatus::wrong_result;
+  CHECK(as_in_layer(failed).timing.median_us == doctest::Approx(0));
 }
 
 TEST_CASE("search: what is slower than the reference is not chosen, nor what is within noise") {

@@ -16,6 +16,11 @@
 
 namespace moetune {
 
+// A GEMM's look as it compares with others of its stage: 1 us more for SwiGLU or the weighted sum
+// in a kernel of its own, which costs a layer that much more than it does a GEMM timed by itself
+// (1.0 to 2.4 us in five searches on an H200, results/NVIDIA_H200/notes.md). Else as it is.
+Trial as_in_layer(Trial trial);
+
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, the
 // fastest, the first of each FP8 choice, and the first three of each variant and FUSE_COMBINE
 // choice up to a launch's time further away: what these cost or save around a GEMM shows only in

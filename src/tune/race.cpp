@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "report/summary.hpp"
+#include "tune/finals.hpp"
 
 namespace moetune {
 namespace {
@@ -75,7 +76,7 @@ void Race::look(const Plan& plan) {
   const Request wanted = request(plan);
   if (!runner_.is_known(wanted, 0)) ++num_measured_;
   seen_.emplace(plan.key(), trials_.size());
-  trials_.push_back(runner_.run(wanted, 0));
+  trials_.push_back(as_in_layer(runner_.run(wanted, 0)));
   const Trial& trial = trials_.back();
   double& best = best_us_.at(is_fp8(plan));
   if (has_good_time(trial) && (best == 0 || trial.timing.median_us < best)) {

@@ -239,7 +239,7 @@ std::vector<Trial> Session::tune_stage(const Proposals& proposals, Looks looks) 
     const bool is_new = std::none_of(trials.begin(), trials.end(),
                                      [&](const Trial& trial) { return trial.plan == plan; });
     if (is_new && proposals.allows(*step)) {
-      trials.push_back(runner_.run({stage, num_tokens, plan, 0, false}, 0));
+      trials.push_back(as_in_layer(runner_.run({stage, num_tokens, plan, 0, false}, 0)));
       ++num_looks_;
     }
   }
@@ -287,7 +287,10 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   listener_.stage_started(Stage::layer, num_tokens, 0);
   std::array<std::vector<Plan>, 2> gemms;
   for (std::size_t s = 0; s < 2; ++s) {
-    for (const Trial& trial : pick(finals[s], kLayerChoices, kLayerBand))
+    std::vector<Trial> in_layers;
+    for (const Trial& trial : finals[s]) in_layers.push_back(as_in_layer(trial));
+    settle(in_layers, nullptr, settings_.variants);
+    for (const Trial& trial : pick(in_layers, kLayerChoices, kLayerBand))
       gemms[s].push_back(trial.plan);
   }
   const bool by_time = settings_.objective == Objective::time;

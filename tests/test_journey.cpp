@@ -14,6 +14,7 @@
 #include "core/text.hpp"
 #include "report/journey_report.hpp"
 #include "report/row_record.hpp"
+#include "tests/bench_command.hpp"
 #include "tests/table_fixture.hpp"
 
 namespace moetune {
@@ -154,14 +155,8 @@ TEST_CASE("journey: its kernels compile for every architecture and are no part o
 }
 
 TEST_CASE("journey command: it needs a GPU and bf16, and says so") {
-  const TemporaryDirectory directory;
-  const auto run = [&](const std::string& arguments) {
-    const std::string err = directory.file("err");
-    const int status = std::system(fmt::format("{} bench --journey --shape 8,2,512,256 --tokens 8 "
-                                               "{} >/dev/null 2>'{}'",
-                                               MOETUNE_PROGRAM, arguments, err)
-                                       .c_str());
-    return std::pair{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(err)};
+  const auto run = [](const std::string& arguments) {
+    return run_bench("--journey --tokens 8", arguments);
   };
   const auto [offline, why] = run("--device offline:h200");
   CHECK(offline == 3);

@@ -1,17 +1,14 @@
 // The kernels of a layer one by one, without a GPU: what each must move and compute, the report,
 // and the command.
 #include <doctest/doctest.h>
-#include <fmt/format.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "core/text.hpp"
 #include "report/kernel_report.hpp"
-#include "tests/table_fixture.hpp"
+#include "tests/bench_command.hpp"
 
 namespace moetune {
 namespace {
@@ -148,15 +145,7 @@ TEST_CASE("kernels: without counters the floors stand alone, and unexpected kern
 }
 
 TEST_CASE("kernels command: it needs a GPU, and goes with no other mode") {
-  const TemporaryDirectory directory;
-  const auto run = [&](const std::string& arguments) {
-    const std::string err = directory.file("err");
-    const int status = std::system(fmt::format("{} bench --kernels --shape 8,2,512,256 {} "
-                                               ">/dev/null 2>'{}'",
-                                               MOETUNE_PROGRAM, arguments, err)
-                                       .c_str());
-    return std::pair{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(err)};
-  };
+  const auto run = [](const std::string& arguments) { return run_bench("--kernels", arguments); };
   const auto [offline, why] = run("--device offline:h200");
   CHECK(offline == 3);
   CHECK(holds(why, "--kernels only measures: it needs a GPU"));

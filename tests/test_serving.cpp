@@ -1,11 +1,8 @@
 // Arrivals, the simulated server and its statistics, with step times that are made up here; the
 // reports; and the command where there is no GPU.
 #include <doctest/doctest.h>
-#include <fmt/format.h>
-#include <sys/wait.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -16,6 +13,7 @@
 #include "serving/requests.hpp"
 #include "serving/simulate.hpp"
 #include "serving/statistics.hpp"
+#include "tests/bench_command.hpp"
 #include "tests/table_fixture.hpp"
 
 namespace moetune {
@@ -235,15 +233,7 @@ TEST_CASE("serving report: both sets of plans, their ratio, and what the times a
 }
 
 TEST_CASE("serving command: it needs a GPU, and options that go together") {
-  const TemporaryDirectory directory;
-  const auto run = [&](const std::string& arguments) {
-    const std::string err = directory.file("err");
-    const int status = std::system(fmt::format("{} bench --serving --shape 8,2,512,256 {} "
-                                               ">/dev/null 2>'{}'",
-                                               MOETUNE_PROGRAM, arguments, err)
-                                       .c_str());
-    return std::pair{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(err)};
-  };
+  const auto run = [](const std::string& arguments) { return run_bench("--serving", arguments); };
   const auto [offline, why] = run("--device offline:h200");
   CHECK(offline == 3);
   CHECK(holds(why, "--serving only measures: it needs a GPU"));

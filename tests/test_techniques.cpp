@@ -1,16 +1,14 @@
 // Techniques one by one without a GPU: the report, plans with a parameter set, and the command.
 #include <doctest/doctest.h>
 #include <fmt/format.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "bench/techniques.hpp"
 #include "core/text.hpp"
 #include "report/technique_report.hpp"
-#include "tests/table_fixture.hpp"
+#include "tests/bench_command.hpp"
 
 namespace moetune {
 namespace {
@@ -128,14 +126,8 @@ TEST_CASE(
 }
 
 TEST_CASE("techniques command: it needs a GPU and bf16, and goes with no other mode") {
-  const TemporaryDirectory directory;
-  const auto run = [&](const std::string& arguments) {
-    const std::string err = directory.file("err");
-    const int status = std::system(fmt::format("{} bench --techniques --shape 8,2,512,256 {} "
-                                               ">/dev/null 2>'{}'",
-                                               MOETUNE_PROGRAM, arguments, err)
-                                       .c_str());
-    return std::pair{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(err)};
+  const auto run = [](const std::string& arguments) {
+    return run_bench("--techniques", arguments);
   };
   const auto [offline, why] = run("--device offline:h200");
   CHECK(offline == 3);

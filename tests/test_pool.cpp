@@ -199,6 +199,16 @@ TEST_CASE("pool: thorough requests of a token count all go to one member") {
   for (int i = 0; i < 20; ++i) CHECK(pool.evaluate(thorough(i)).registers == 1);
 }
 
+TEST_CASE("pool: layers of a token count are all looked at by one member, announced or not") {
+  Seen seen;
+  EvaluatorPool pool({make(1, seen), make(2, seen)});
+  std::vector<Request> layers;
+  for (int i = 0; i < 20; ++i) layers.push_back(look(i, Stage::layer));
+  pool.prefetch(layers);
+  for (const Request& layer : layers) CHECK(pool.evaluate(layer).registers == 1);
+  CHECK(seen.evaluated[2].empty());
+}
+
 TEST_CASE("pool: an announced look takes the bound of the race that it is in") {
   Seen seen;
   EvaluatorPool pool({make(1, seen)});

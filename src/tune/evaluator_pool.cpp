@@ -22,6 +22,11 @@ std::string look_key(const Request& request) {
   return fmt::format("{}|{}|{}", to_string(request.stage), request.num_tokens, request.plan.key());
 }
 
+// Whether all of a token count's are for the same member.
+bool stays_home(const Request& request) {
+  return request.thorough || request.stage == Stage::layer;
+}
+
 std::string reason(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
@@ -237,7 +242,7 @@ void EvaluatorPool::prefetch(std::span<const Request> requests) {
     do {
       member = members_[next_member_++ % members_.size()].get();
     } while (!member->works);
-    if (!request.thorough) {
+    if (!stays_home(request)) {
       const auto [look, is_new] = looks_.try_emplace(look_key(request), nullptr);
       if (is_new) {
         look->second = std::make_shared<Job>();
@@ -258,7 +263,7 @@ Trial EvaluatorPool::evaluate(const Request& request) {
   if (!any_works()) std::rethrow_exception(members_.front()->error);
   JobPtr job;
   Member* only = nullptr;
-  if (request.thorough) {
+  if (stays_home(request)) {
     // The finals have begun: what was announced of these looks will not be asked for.
     num_tokens_ = request.num_tokens;
     in_finals_ = true;

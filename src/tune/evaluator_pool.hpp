@@ -21,10 +21,10 @@ namespace moetune {
 
 // Whoever searches asks for one trial at a time, but announces by prefetch() what it will ask next.
 // The pool therefore measures the announced looks ahead, all members at once, and has the answer
-// when it is asked for. What it must not share out it does not: thorough requests of one token
-// count, the finalists' and the layers', all go to the same member, the first that still works.
-// Inputs and references of another token count take a GPU long to make, so looks of one to come are
-// left to the others while that member is at the finals.
+// when it is asked for. What it must not share out it does not: what is compared with a few per
+// cent at stake, thorough requests and all layers of one token count, goes to the same member, the
+// first that still works. Inputs and references of another token count take a GPU long to make, so
+// looks of one to come are left to the others while that member is at the finals.
 //
 // Each member lives in a thread of its own. One that is lost (its evaluate() throws Error(device))
 // hands what it had to the others; the search goes on while any is left, unless the lost one holds

@@ -201,10 +201,9 @@ std::array<Looks, 2> Session::race_stages(Pair& proposals, const Plan& reference
       if (of_stage.allows(plan.steps.front())) seeds.push_back(plan);
     races.emplace_back(runner_, of_stage, std::move(seeds), allowance, by_time);
   }
-  // Large kernels, wanted after the finals: compiled where the races leave a core idle, and
-  // thorough, so that no GPU looks at them ahead.
+  // Large kernels, wanted after the finals: compiled where the races leave a core idle.
   std::vector<Request> joined = joined_looks(proposals[0].num_tokens());
-  for (Request& request : joined) request.is_later = request.thorough = true;
+  for (Request& request : joined) request.is_later = true;
   runner_.prefetch(joined);
   std::array<bool, 2> goes_on{true, true};
   while (goes_on[0] || goes_on[1]) {

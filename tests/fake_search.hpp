@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/text.hpp"
 #include "kernels/variant.hpp"
 #include "tune/session.hpp"
 #include "tune/session_records.hpp"
@@ -137,5 +138,10 @@ struct FakeSearch {
   Problem problem;
   Table table;
 };
+
+// What the table says, to compare.
+inline nlohmann::ordered_json entries_of(const std::string& table_path) {
+  return nlohmann::ordered_json::parse(read_file(table_path)).at("entries");
+}
 
 }  // namespace moetune::fake

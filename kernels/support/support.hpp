@@ -14,6 +14,8 @@ namespace moetune {
 enum class ActivateInput { bf16, gate_up, partial };
 enum class ActivateOutput { bf16, fp8_block, fp8_tensor };
 std::string activate_expression(ActivateInput input, ActivateOutput output);
+// What one block sorts, in the only launch; more slots take two.
+inline constexpr std::int64_t kSmallSortSlots = 2048;
 // The sort's only or first launch; in fp8 its further blocks may quantise x.
 std::string sort_expression(bool in_one_launch, bool quantises, Dtype fp8_dtype);
 

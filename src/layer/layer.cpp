@@ -12,9 +12,8 @@
 namespace moetune {
 namespace {
 
-constexpr std::int64_t kSmallSortSlots = 2048;  // that one block sorts
-constexpr int kSmallSortThreads = 256;          // or as many as there are experts
-constexpr std::int64_t kSortBlocks = 128;       // at most, for more
+constexpr int kSmallSortThreads = 256;     // or as many as there are experts
+constexpr std::int64_t kSortBlocks = 128;  // at most, for more
 constexpr int kSortThreads = 1024;
 constexpr std::int64_t kMaxExperts = 1024;
 constexpr std::int64_t kMaxSlots = 1 << 21;  // small_kernels.cu counts them in 21 bits

@@ -4,18 +4,14 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "kernels/expected.hpp"
+#include "kernels/support/support.hpp"
 
 namespace moetune {
 namespace {
 
-constexpr std::int64_t kSmallSortSlots = 2048;  // as in src/layer/layer.cpp
-
 double as_double(std::int64_t value) {
   return static_cast<double>(value);
-}
-
-std::int64_t ceil_div(std::int64_t value, std::int64_t by) {
-  return (value + by - 1) / by;
 }
 
 // With their scales.

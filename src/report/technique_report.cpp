@@ -16,8 +16,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kLegend =
     "L2 %: of the sectors that reads look for in L2, those found: GEMM1 / GEMM2, whole layer; by "
-    "ncu "
-    "(Nsight Compute), one kernel after the other, in a call of its own after one of another "
+    "ncu (Nsight Compute), one kernel after the other, in a call of its own after one of another "
     "routing";
 
 // Kernels that are no product; all that is neither these nor this project's GEMM is cuBLAS's.

@@ -39,6 +39,19 @@ __device__ __forceinline__ void store_shared_16(u32 address, int a, int b, int c
                : "memory");
 }
 
+// Loads that stay where they are written: the compiler moves others.
+__device__ __forceinline__ float load_now(const float* global) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];\n" : "=f"(value) : "l"(global) : "memory");
+  return value;
+}
+// The same of what no kernel writes.
+__device__ __forceinline__ float load_constant(const float* global) {
+  float value;
+  asm volatile("ld.global.nc.f32 %0, [%1];\n" : "=f"(value) : "l"(global) : "memory");
+  return value;
+}
+
 // 16 bytes global -> shared, bypassing L1; zeros when !valid (then `global` is not read).
 __device__ __forceinline__ void cp_async_16(u32 shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),

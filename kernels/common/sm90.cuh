@@ -45,6 +45,19 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
   }
 }
 
+// Whether that phase has ended, without waiting.
+__device__ __forceinline__ bool barrier_test(u32 barrier, u32 parity) {
+  u32 done = 0;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // A ring of stages between those that fill and those that empty it, as one side sees it.
 template <int kNumStages>
 struct Ring {
@@ -186,11 +199,11 @@ __device__ __forceinline__ void take_registers() {
 }
 
 // A K-major operand in shared memory, rows of 128 bytes swizzled over 128 bytes, groups of eight
-// rows 1024 bytes apart and aligned. Adding 2 moves by 32 bytes of K.
-__device__ __forceinline__ u64 matrix_descriptor(u32 shared) {
-  constexpr u64 kSwizzle128 = 1ull << 62;
-  constexpr u64 kGroupPitch = static_cast<u64>(1024 >> 4) << 32;
-  return kSwizzle128 | kGroupPitch | (1ull << 16) | ((shared & 0x3ffff) >> 4);
+// rows 1024 bytes apart and aligned: the low half of its descriptor; the high one is the same for
+// all. Adding 2 moves by 32 bytes of K.
+constexpr u32 kDescriptorHigh = 1u << 30 | 1024 >> 4;
+__device__ __forceinline__ u32 matrix_descriptor(u32 shared) {
+  return 1u << 16 | (shared & 0x3ffff) >> 4;
 }
 
 __device__ __forceinline__ void wgmma_begin() {
@@ -236,46 +249,50 @@ struct Wgmma;
 #define MOETUNE_D(i)                                                                          \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-#define MOETUNE_WGMMA(N, REGISTERS, A, B, P, ...)                                                  \
+#define MOETUNE_WGMMA(N, REGISTERS, A, B, P, H, ...)                                               \
   template <>                                                                                      \
   struct Wgmma<N> {                                                                                \
-    static __device__ __forceinline__ void bf16(float (&d)[N / 2], u64 a, u64 b, int accumulate) { \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                           \
-                   ", 0;\n"                                                                        \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS "}, " A  \
-                   ", " B ", p, 1, 1, 0, 0;\n}\n"                                                  \
+    static __device__ __forceinline__ void bf16(float (&d)[N / 2], u32 a, u32 b, int accumulate) { \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, " P ", 0;\nmov.b64 a, {" A   \
+                   ", " H "};\nmov.b64 b, {" B ", " H                                              \
+                   "};\n"                                                                          \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" REGISTERS          \
+                   "}, a, b, p, 1, 1, 0, 0;\n}\n"                                                  \
                    : __VA_ARGS__                                                                   \
-                   : "l"(a), "l"(b), "r"(accumulate));                                             \
+                   : "r"(a), "r"(b), "r"(accumulate), "r"(kDescriptorHigh));                       \
     }                                                                                              \
-    static __device__ __forceinline__ void e4m3(float (&d)[N / 2], u64 a, u64 b, int accumulate) { \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                           \
-                   ", 0;\n"                                                                        \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" REGISTERS "}, " A  \
-                   ", " B ", p, 1, 1;\n}\n"                                                        \
+    static __device__ __forceinline__ void e4m3(float (&d)[N / 2], u32 a, u32 b, int accumulate) { \
+      asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, " P ", 0;\nmov.b64 a, {" A   \
+                   ", " H "};\nmov.b64 b, {" B ", " H                                              \
+                   "};\n"                                                                          \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" REGISTERS          \
+                   "}, a, b, p, 1, 1;\n}\n"                                                        \
                    : __VA_ARGS__                                                                   \
-                   : "l"(a), "l"(b), "r"(accumulate));                                             \
+                   : "r"(a), "r"(b), "r"(accumulate), "r"(kDescriptorHigh));                       \
     }                                                                                              \
   };
-MOETUNE_WGMMA(8, "%0, %1, %2, %3", "%4", "%5", "%6", "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]))
-MOETUNE_WGMMA(16, MOETUNE_R0, "%8", "%9", "%10", MOETUNE_D(0))
-MOETUNE_WGMMA(32, MOETUNE_R0 ", " MOETUNE_R1, "%16", "%17", "%18", MOETUNE_D(0), MOETUNE_D(8))
+MOETUNE_WGMMA(8, "%0, %1, %2, %3", "%4", "%5", "%6", "%7", "+f"(d[0]), "+f"(d[1]), "+f"(d[2]),
+              "+f"(d[3]))
+MOETUNE_WGMMA(16, MOETUNE_R0, "%8", "%9", "%10", "%11", MOETUNE_D(0))
+MOETUNE_WGMMA(32, MOETUNE_R0 ", " MOETUNE_R1, "%16", "%17", "%18", "%19", MOETUNE_D(0),
+              MOETUNE_D(8))
 MOETUNE_WGMMA(64, MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3, "%32", "%33", "%34",
-              MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24))
+              "%35", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24))
 MOETUNE_WGMMA(96,
               MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
                          ", " MOETUNE_R5,
-              "%48", "%49", "%50", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              "%48", "%49", "%50", "%51", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
               MOETUNE_D(32), MOETUNE_D(40))
 MOETUNE_WGMMA(128,
               MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
                          ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7,
-              "%64", "%65", "%66", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              "%64", "%65", "%66", "%67", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
               MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56))
 MOETUNE_WGMMA(192,
               MOETUNE_R0 ", " MOETUNE_R1 ", " MOETUNE_R2 ", " MOETUNE_R3 ", " MOETUNE_R4
                          ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7 ", " MOETUNE_R8
                          ", " MOETUNE_R9 ", " MOETUNE_R10 ", " MOETUNE_R11,
-              "%96", "%97", "%98", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
+              "%96", "%97", "%98", "%99", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
               MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56), MOETUNE_D(64),
               MOETUNE_D(72), MOETUNE_D(80), MOETUNE_D(88))
 MOETUNE_WGMMA(256,
@@ -283,10 +300,10 @@ MOETUNE_WGMMA(256,
                          ", " MOETUNE_R5 ", " MOETUNE_R6 ", " MOETUNE_R7 ", " MOETUNE_R8
                          ", " MOETUNE_R9 ", " MOETUNE_R10 ", " MOETUNE_R11 ", " MOETUNE_R12
                          ", " MOETUNE_R13 ", " MOETUNE_R14 ", " MOETUNE_R15,
-              "%128", "%129", "%130", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16), MOETUNE_D(24),
-              MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56), MOETUNE_D(64),
-              MOETUNE_D(72), MOETUNE_D(80), MOETUNE_D(88), MOETUNE_D(96), MOETUNE_D(104),
-              MOETUNE_D(112), MOETUNE_D(120))
+              "%128", "%129", "%130", "%131", MOETUNE_D(0), MOETUNE_D(8), MOETUNE_D(16),
+              MOETUNE_D(24), MOETUNE_D(32), MOETUNE_D(40), MOETUNE_D(48), MOETUNE_D(56),
+              MOETUNE_D(64), MOETUNE_D(72), MOETUNE_D(80), MOETUNE_D(88), MOETUNE_D(96),
+              MOETUNE_D(104), MOETUNE_D(112), MOETUNE_D(120))
 #undef MOETUNE_WGMMA
 #undef MOETUNE_D
 #undef MOETUNE_R0

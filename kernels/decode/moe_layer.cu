@@ -6,7 +6,7 @@
 // them, GEMM2's is tiles times items of 16 rows of w2; each is cut into as many equal portions as
 // there are blocks. Portions go out by tickets, GEMM1's first, so that whoever has one of GEMM2's
 // knows that GEMM1's are in the hands of blocks that run, and may wait for them; the weights do not
-// wait. Of a portion each warp takes a run of steps (16 rows, step_bytes of K), and streams their
+// wait. Of a portion the warps take steps in turns (16 rows, step_bytes of K), and each streams its
 // weights through a ring of its own: a lane copies the 16 bytes that it will itself multiply, so
 // that a stage needs no barrier. An mma has the weights as its M and the rows as its N; which bytes
 // of K are multiplied when does not matter as long as both operands agree, so a lane's 16 bytes are

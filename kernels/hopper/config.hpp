@@ -11,7 +11,7 @@ struct HopperConfig {
   int block_m, block_n;  // tile: rows, weight rows; K goes in steps of 128 bytes
   int num_warps;         // that multiply, in warpgroups of four
   int ping_pong;         // 1: a warpgroup has a tile of its own; 0: they share one
-  int cluster;           // 2: two blocks, one tile below the other, share the weights' loads;
+  int cluster;           // 2: two blocks, one tile below or beside the other, share loads;
                          // packed rows only
   int num_stages;
   int blocks_per_sm;
@@ -50,9 +50,10 @@ constexpr int warpgroups_n(const HopperConfig& c) {
 constexpr int num_waves(const HopperConfig& c) {
   return c.ping_pong ? c.block_m / kWarpgroupRows : 1;
 }
-// Rows of the weights that one copy fetches: gate and up apart.
+// Rows of the weights that one copy fetches: gate and up apart, or each block's half of a
+// cluster's.
 constexpr int weight_box_rows(const HopperConfig& c) {
-  return is_fused(c) ? c.block_n / 2 : c.block_n;
+  return is_fused(c) || c.cluster > 1 ? c.block_n / 2 : c.block_n;
 }
 // Warps that must have read a stage before it is loaded again.
 constexpr int readers(const HopperConfig& c) {
@@ -95,11 +96,14 @@ constexpr int accumulators(const HopperConfig& c) {
   return num_waves(c) * warpgroup_columns(c) / 2 + scaled;
 }
 
+// Rows of activations that one copy fetches.
+constexpr int kRowBoxRows = kWarpgroupRows;
+
 // Shared memory, bytes: the stages' operands, and barriers.
 constexpr int operand_bytes(const HopperConfig& c) {
   return (c.block_m + c.block_n) * kRowBytes;
 }
-constexpr int kStageControlBytes = 32;  // two barriers and what tile begins
+constexpr int kStageControlBytes = 48;  // three barriers and what tile begins
 constexpr int kControlBytes = 48;       // next tiles, whose turn it is, and the end
 constexpr int smem_bytes(const HopperConfig& c) {
   return c.num_stages * (operand_bytes(c) + kStageControlBytes) + kControlBytes;

@@ -6,16 +6,18 @@
 // warpgroup loads and the others multiply; a ring of num_stages stages of 128 bytes of K lies
 // between them, each with a barrier that says "full" and one that says "empty".
 //   Load: the copy engine (TMA) fetches the weight rows, for fused SwiGLU as two boxes, gate and
-//   up, and packed activation rows; in a cluster one block does for both. Gathered rows come by
-//   cp.async, all 128 threads taking part (a TMA box a row is several times slower); in bf16,
-//   where an expert has many, packing them first is faster (results/NVIDIA_H200/notes.md). A packed
-//   box that crosses its expert's end reads the next expert's rows: harmless.
-//   Multiply: a warpgroup owns 64 rows. WGMMA reads both operands from shared memory and adds up in
-//   registers. With block scales 128 of K go to a temporary which is scaled into the accumulators,
-//   while the other warpgroups keep the tensor cores busy. 64 rows without a slot are not
-//   multiplied. Store: four lanes hold a row's eight columns; they exchange words, so that each
-//   has 16 bytes to store or, where the weighted sum is fused, to add to the token's row. Rows
-//   beyond the expert's end are left out. No padding is written.
+//   up, and packed activation rows. Gathered rows come by cp.async, all 128 threads taking part (a
+//   TMA box a row is several times slower); in bf16, where an expert has many, packing them first
+//   is faster (results/NVIDIA_H200/notes.md). A packed box that crosses its expert's end reads the
+//   next expert's rows: harmless. The two blocks of a cluster have two row tiles of a column, of
+//   whose weights each loads a half for both; or, where an expert has rows for one tile only, two
+//   columns of it, and load its rows for each other. Their rows lie packed. Multiply: a warpgroup
+//   owns 64 rows. WGMMA reads both operands from shared memory and adds up in registers. With block
+//   scales 128 of K go to a temporary which is scaled into the accumulators, while the other
+//   warpgroups keep the tensor cores busy. 64 rows without a slot are not multiplied. Store: four
+//   lanes hold a row's eight columns; they exchange words, so that each has 16 bytes to store or,
+//   where the weighted sum is fused, to add to the token's row. Rows beyond the expert's end are
+//   left out. No padding is written.
 //
 // Background: DeepGEMM and CUTLASS describe this division of labour; two-level accumulation is
 // DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
@@ -23,11 +25,14 @@
 #include "common/sm90.cuh"
 #include "common/tickets.cuh"
 #include "hopper/config.hpp"
+#include "hopper/store.cuh"
 
 namespace moetune {
 
 template <HopperConfig C>
-using Walk = TicketWalk<(out_columns(C) + tile_columns(C) - 1) / tile_columns(C), C.cluster>;
+constexpr int kColumnTiles = (out_columns(C) + tile_columns(C) - 1) / tile_columns(C);
+template <HopperConfig C>
+using Walk = TicketWalk<kColumnTiles<C>, C.cluster>;
 
 // Addresses in shared memory.
 template <HopperConfig C>
@@ -39,9 +44,10 @@ struct Shared {
     return base + C.num_stages * operand_bytes(C) + stage * kStageControlBytes;
   }
   __device__ __forceinline__ u32 empty(int stage) const { return full(stage) + 8; }
-  // The tile that begins in this stage: expert, first row, rows (-1: there are no more), column
-  // tile.
+  // The cluster's tile that begins in this stage: expert, first row, rows (-1: there are no more),
+  // column tile; and the barrier that tells the second block's loading warpgroup of it.
   __device__ __forceinline__ u32 tile(int stage) const { return full(stage) + 16; }
+  __device__ __forceinline__ u32 posted(int stage) const { return full(stage) + 32; }
   __device__ __forceinline__ u32 next_index(int parity) const {
     return full(C.num_stages) + parity * 4;
   }
@@ -59,44 +65,89 @@ constexpr int kLoadBarrier = 1;  // a named one
 template <HopperConfig C>
 constexpr int kSteps = (C.size_k + step_k(C) - 1) / step_k(C);
 
-// Blocks that have rows of a tile, as a mask; in a cluster the first one loads for both.
+// A block's share of its cluster's tile: the second block has the rows below the first one's or,
+// where there are none, the next column, which the walk then leaves out.
 template <HopperConfig C>
-__device__ __forceinline__ u32 blocks_with_rows(const RowTile& tile) {
-  return C.cluster > 1 && tile.num_rows > C.block_m ? 3 : 1;
+struct Share {
+  int first;     // row
+  int num_rows;  // 0: it has nothing to do
+  int column_tile;
+  bool rows_for_both;     // the two have the same rows
+  bool weights_for_both;  // or the same weights
+  __device__ __forceinline__ Share(const Tile& tile, int rank)
+      : first(tile.rows.first),
+        num_rows(min(tile.rows.num_rows, C.block_m)),
+        column_tile(tile.column_tile),
+        rows_for_both(false),
+        weights_for_both(false) {
+    if constexpr (C.cluster > 1) {
+      weights_for_both = tile.rows.num_rows > C.block_m;
+      if (weights_for_both) {
+        first += rank * C.block_m;
+        num_rows = min(tile.rows.num_rows - rank * C.block_m, C.block_m);
+      } else {
+        rows_for_both = tile.column_tile + 1 < kColumnTiles<C>;
+        column_tile += rank;
+        if (rank > 0 && !rows_for_both) num_rows = 0;
+      }
+    }
+  }
+};
+template <HopperConfig C>
+__device__ __forceinline__ bool is_taken(const Tile& tile) {
+  return C.cluster > 1 && tile.rows.num_rows >= 0 && tile.rows.num_rows <= C.block_m &&
+         tile.column_tile % 2 == 1;
+}
+template <HopperConfig C>
+__device__ __forceinline__ int rank_in_cluster() {
+  return C.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+}
+
+// The tile, but so that what follows from it is computed anew each step: kept, it would not fit the
+// loading warpgroup's registers.
+template <HopperConfig C>
+__device__ __forceinline__ Tile not_kept(Tile tile) {
+  if constexpr (C.cluster > 1) {
+    asm volatile("" : "+r"(tile.rows.num_rows), "+r"(tile.rows.first), "+r"(tile.column_tile));
+  }
+  return tile;
+}
+
+// Tells the multiplying warpgroups, and the cluster's second block, what tile begins in a stage.
+template <HopperConfig C>
+__device__ __forceinline__ void post(const Shared<C>& shared, int stage, const Tile& tile) {
+  store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, tile.rows.num_rows,
+                  tile.column_tile);
+  if constexpr (C.cluster > 1) {
+    const u32 posted = in_block(shared.posted(stage), 1);
+    remote_expect_bytes(posted, 16);
+    remote_store_16(in_block(shared.tile(stage), 1), tile.rows.expert, tile.rows.first,
+                    tile.rows.num_rows, tile.column_tile, posted);
+  }
 }
 
 // Announces a stage's copies to its barrier and starts those of the weights.
 template <HopperConfig C>
 __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Shared<C>& shared,
-                                             int stage, int step, const Tile& tile) {
+                                             int stage, int step, const Tile& current) {
   constexpr int kBoxRows = weight_box_rows(C);
   constexpr int kBoxPitch = is_fused(C) ? out_columns(C) : kBoxRows;  // weight rows between boxes
-  constexpr u32 kBytes = (C.block_n + (C.gather ? 0 : C.block_m)) * kRowBytes;
+  const Tile tile = not_kept<C>(current);
+  const int rank = rank_in_cluster<C>();
+  const Share<C> share(tile, rank);
   const u32 full = shared.full(stage);
   const int k = step * step_k(C);
-  const int row = tile.rows.expert * C.size_n + tile.column_tile * tile_columns(C);
-  const u32 blocks = blocks_with_rows<C>(tile.rows);
-  if (step == 0) {
-    const int in_first = min(tile.rows.num_rows, C.block_m);
-    store_shared_16(shared.tile(stage), tile.rows.expert, tile.rows.first, in_first,
-                    tile.column_tile);
-    if constexpr (C.cluster > 1) {
-      remote_store_16(in_block(shared.tile(stage), 1), tile.rows.expert,
-                      tile.rows.first + C.block_m, tile.rows.num_rows - in_first, tile.column_tile,
-                      in_block(full, 1));
-    }
-  }
-  barrier_expect_bytes(full, kBytes);
-  if constexpr (C.cluster > 1) {
-    remote_expect_bytes(in_block(full, 1), (blocks == 3 ? kBytes : 0) + (step == 0 ? 16 : 0));
-  }
+  const int row = tile.rows.expert * C.size_n + share.column_tile * tile_columns(C);
+  const int row_boxes = C.gather ? 0 : (share.num_rows + kRowBoxRows - 1) / kRowBoxRows;
+  if (C.cluster > 1 && share.num_rows == 0) return barrier_arrive(full);
+  barrier_expect_bytes(full, (C.block_n + row_boxes * kRowBoxRows) * kRowBytes);
 #pragma unroll
   for (int box = 0; box < C.block_n / kBoxRows; ++box) {
     const u32 to = shared.b(stage) + box * kBoxRows * kRowBytes;
-    if constexpr (C.cluster > 1) {
-      tma_load_to(blocks, to, w_map, k, row + box * kBoxPitch, full);
-    } else {
+    if (!share.weights_for_both) {
       tma_load(to, w_map, k, row + box * kBoxPitch, full);
+    } else if (box == rank) {
+      tma_load_to(3, to, w_map, k, row + box * kBoxPitch, full);
     }
   }
 }
@@ -104,12 +155,20 @@ __device__ __forceinline__ void load_weights(const TensorMap& w_map, const Share
 // Starts a stage's copies of packed rows.
 template <HopperConfig C>
 __device__ __forceinline__ void load_rows(const TensorMap& a_map, const Shared<C>& shared,
-                                          int stage, int step, const RowTile& tile) {
+                                          int stage, int step, const Tile& current) {
+  const int rank = rank_in_cluster<C>();
+  const Share<C> share(not_kept<C>(current), rank);
   const u32 full = shared.full(stage);
   const int k = step * step_k(C);
-  tma_load(shared.a(stage), a_map, k, tile.first, full);
-  if (blocks_with_rows<C>(tile) == 3) {
-    tma_load_to(2, shared.a(stage), a_map, k, tile.first + C.block_m, full);
+#pragma unroll
+  for (int box = 0; box < C.block_m; box += kRowBoxRows) {
+    if (box >= share.num_rows) break;
+    const u32 to = shared.a(stage) + box * kRowBytes;
+    if (!share.rows_for_both) {
+      tma_load(to, a_map, k, share.first + box, full);
+    } else if (box / kRowBoxRows % 2 == rank) {
+      tma_load_to(3, to, a_map, k, share.first + box, full);
+    }
   }
 }
 
@@ -125,11 +184,7 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
 
   const int thread = threadIdx.x;
   if (!kGather && thread > 0) return;
-  if (C.cluster > 1 && cluster_rank() > 0) {  // the first block loads for both
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-    return;
-  }
+  const int rank = rank_in_cluster<C>();
   const int chunk = thread % 8;
   const int first_row = thread / 8;
   const u32 chunk_at = first_row * kRowBytes + (chunk ^ (first_row & 7)) * 16;
@@ -140,30 +195,53 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
   Tile next{};
   const Walk<C> walk(p, next);
   int index = walk.first();
+  const auto find = [&] {
+    if (index < walk.size()) next = walk.find(index);
+    if (index >= walk.size()) next.rows.num_rows = -1;
+  };
+  const auto skip_taken = [&] {
+    while (is_taken<C>(next)) {
+      index = walk.take_ticket();
+      find();
+    }
+  };
+  if (index >= walk.size()) next.rows.num_rows = -1;  // there are no more
+  // The cluster's second block is told its tiles by the first.
+  u32 posted_parity = 0;  // a bit a stage
+  const auto receive = [&](int stage) {
+    barrier_wait(shared.posted(stage), posted_parity >> stage & 1);
+    posted_parity ^= 1u << stage;
+    const uint4 v = load_shared_16(shared.tile(stage));
+    next = {{static_cast<int>(v.x), static_cast<int>(v.y), static_cast<int>(v.z), 0},
+            static_cast<int>(v.w)};
+  };
+  if (rank > 0) receive(0);
   int ahead = 0;  // stages whose weights are on their way
-  if (index < walk.size()) {
+  if (next.rows.num_rows >= 0 && !is_taken<C>(next)) {
     ahead = kSteps<C> < C.num_stages ? kSteps<C> : C.num_stages;
     if (thread == 0) {
+      if (rank == 0) post<C>(shared, 0, next);
       for (int i = 0; i < ahead; ++i) load_weights<C>(w_map, shared, i, i, next);
     }
   }
   if constexpr (!kGather) wait_for_previous_kernel();
   if (thread == 0) let_next_kernel_start();
+  if (rank == 0) skip_taken();
 
   // Late, so that tickets go out in the order in which tiles begin, but with time to read the list.
   constexpr int kLast = kSteps<C> - 1;
   constexpr int kTicketStep = kLast > 5 ? kLast - 5 : 0;
   constexpr int kFindStep = kLast > 2 ? kLast - 2 : kLast;
   Ring<C.num_stages> ring;
-  for (int parity = 0; index < walk.size(); parity ^= 1) {
+  for (int parity = 0; next.rows.num_rows >= 0; parity ^= 1) {
     const Tile current = next;
-    const RowTile tile = current.rows;
+    const Share<C> share(current, rank);
     u32 row_offset[kGather ? kLoads : 1];  // in 16-byte units: 32 bits reach 64 GiB
     if constexpr (kGather) {
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         const int r = first_row + i * kRowStep;
-        const int slot = r < tile.num_rows ? __ldg(p.sorted_slots + tile.first + r) : 0;
+        const int slot = r < share.num_rows ? __ldg(p.sorted_slots + share.first + r) : 0;
         row_offset[i] = static_cast<u32>(slot / C.top_k * (kRowPitch / 16));
       }
     }
@@ -174,11 +252,14 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
         --ahead;
       } else {
         barrier_wait(shared.empty(stage), ring.parity ^ 1);
-        if (thread == 0) load_weights<C>(w_map, shared, stage, step, current);
+        if (thread == 0) {
+          if (rank == 0 && step == 0) post<C>(shared, stage, current);
+          load_weights<C>(w_map, shared, stage, step, current);
+        }
       }
-      if (thread == 0 && step == kTicketStep) index = walk.take_ticket();
+      if (thread == 0 && rank == 0 && step == kTicketStep) index = walk.take_ticket();
       if constexpr (!kGather) {
-        load_rows<C>(a_map, shared, stage, step, tile);
+        load_rows<C>(a_map, shared, stage, step, current);
       } else {
         const int k = step * step_k(C);
         const bool in_k = C.size_k % step_k(C) == 0 || k + chunk * (16 / kElement) < C.size_k;
@@ -186,55 +267,33 @@ __device__ __forceinline__ void load_tiles(const GemmParams& p, const TensorMap&
             static_cast<const u8*>(p.a) + (in_k ? k * kElement + chunk * 16 : 0);
 #pragma unroll
         for (int i = 0; i < kLoads; ++i) {
-          if (first_row + i * kRowStep >= tile.num_rows) continue;
+          if (first_row + i * kRowStep >= share.num_rows) continue;
           cp_async_16(shared.a(stage) + chunk_at + i * kRowStep * kRowBytes,
                       source + static_cast<i64>(row_offset[i]) * 16, in_k);
         }
         barrier_arrive_after_cp_async(full);
       }
       ring.advance();
-      if (step == kFindStep) {
+      if (rank == 0 && step == kFindStep) {
         if constexpr (kGather) {
           if (thread == 0) store_shared(shared.next_index(parity), static_cast<u32>(index));
           warps_sync<kWarpgroup>(kLoadBarrier);
           index = static_cast<int>(load_shared_u32(shared.next_index(parity)));
         }
-        if (index < walk.size()) next = walk.find(index);
+        find();
+        skip_taken();
       }
     }
+    if (rank > 0) receive(ring.stage);
   }
-  barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
+  if (rank == 0) barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
   if (thread == 0) {
-    const u32 full = shared.full(ring.stage);
-    store_shared_16(shared.tile(ring.stage), 0, 0, -1, 0);
-    barrier_arrive(full);
-    if constexpr (C.cluster > 1) {
-      remote_store_16(in_block(shared.tile(ring.stage), 1), 0, 0, -1, 0, in_block(full, 1));
-      remote_expect_bytes(in_block(full, 1), 16);
-    }
-    walk.leave();
+    if (rank == 0) post<C>(shared, ring.stage, {{0, 0, -1, 0}, 0});
+    barrier_arrive(shared.full(ring.stage));
+    if (rank == 0) walk.leave();
   }
   if constexpr (kGather) barrier_arrive(shared.full(ring.stage));
 }
-
-// The largest of the four threads that hold a row.
-__device__ __forceinline__ float row_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
-  return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
-}
-
-// What a thread of a multiplying warpgroup holds of 64 rows.
-template <HopperConfig C>
-struct Sums {
-  static constexpr int kChunks = num_chunks(C);
-  static constexpr int kChunkColumns = warpgroup_columns(C) / kChunks;
-  static constexpr int kCount = warpgroup_columns(C) / 2;
-  float of[kChunks][kChunkColumns / 2];
-  // Columns of a warpgroup counted through: gate, then up when fused.
-  __device__ __forceinline__ float& at(int i) {
-    return of[i / (kChunkColumns / 2)][i % (kChunkColumns / 2)];
-  }
-};
 
 // A warpgroup's part of a tile.
 template <HopperConfig C>
@@ -266,16 +325,12 @@ struct WeightScales {
       const int row = is_fused(C) ? c * out_columns(C) + column0 + part.column
                                   : column0 + part.column + c * Sums<C>::kChunkColumns;
       at[c] = (expert * (C.size_n / kScaleGroup) + min(row, C.size_n - 1) / kScaleGroup) * kColumns;
-      next[c] = __ldg(p.w_scale + at[c]);
     }
+    load(p, 0);
   }
-  __device__ __forceinline__ void take(float (&scales)[num_chunks(C)], const GemmParams& p,
-                                       int step) {
+  __device__ __forceinline__ void load(const GemmParams& p, int step) {
 #pragma unroll
-    for (int c = 0; c < num_chunks(C); ++c) {
-      scales[c] = next[c];
-      next[c] = __ldg(p.w_scale + at[c] + min(step + 1, kColumns - 1));
-    }
+    for (int c = 0; c < num_chunks(C); ++c) next[c] = load_constant(p.w_scale + at[c] + step);
   }
 };
 
@@ -295,46 +350,43 @@ struct RowScales {
       // Beyond the expert's rows: anything that may be read.
       const int position = tile.first + min(r, tile.num_rows - 1);
       at[i] = C.gather ? __ldg(p.sorted_slots + position) / C.top_k * kColumns : position;
-      next[i] = p.a_scale[at[i]];
     }
+    load(p, 0);
   }
-  __device__ __forceinline__ void take(float (&scales)[num_waves(C)][2], const GemmParams& p,
-                                       int step) {
+  __device__ __forceinline__ void load(const GemmParams& p, int step) {
+    const i64 to_step = C.gather ? step : static_cast<i64>(step) * p.scale_pitch;
 #pragma unroll
-    for (int i = 0; i < num_waves(C) * 2; ++i) {
-      scales[i / 2][i % 2] =
-          __shfl_sync(0xffffffffu, next[i / 4], (threadIdx.x & 28) | static_cast<u32>(i % 4));
-    }
-    const int ahead = min(step + 1, kColumns - 1);
-    const i64 to_next = C.gather ? ahead : static_cast<i64>(ahead) * p.scale_pitch;
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) next[i] = p.a_scale[at[i] + to_next];
+    for (int i = 0; i < kHeld; ++i) next[i] = load_now(p.a_scale + at[i] + to_step);
   }
 };
 
-// Where the rows that a thread holds go, and what they are multiplied by before.
+// What a step's products are multiplied by: of a wave's two rows and a chunk.
 template <HopperConfig C>
-struct Rows {
-  static constexpr bool kScales = C.scales == Scales::tensor || C.output == Output::weighted_sum;
-  int target[num_waves(C)][2];  // row of the output; -1: none
-  float factor[num_waves(C)][2];
-
-  __device__ __forceinline__ Rows(const GemmParams& p, const RowTile& tile, int row0) {
+struct StepScales {
+  float of[num_waves(C)][num_chunks(C)][2];
+  // Takes a step's and asks for the next one's.
+  __device__ __forceinline__ void take(WeightScales<C>& weights, RowScales<C>& rows,
+                                       const GemmParams& p, int step) {
 #pragma unroll
     for (int i = 0; i < num_waves(C) * 2; ++i) {
-      const int r = row0 + i / 2 * kWarpgroupRows + i % 2 * 8;
-      const int position = tile.first + min(r, tile.num_rows - 1);
-      const int slot = kScales ? __ldg(p.sorted_slots + position) : 0;
-      float f = 1.0f;
-      if constexpr (C.scales == Scales::tensor) {
-        f = __ldg(p.w_scale + tile.expert) * p.a_scale[C.gather ? slot / C.top_k : position];
-      }
-      if constexpr (C.output == Output::weighted_sum) f *= __ldg(p.topk_weights + slot);
-      const int row = C.output == Output::weighted_sum ? slot / C.top_k : position;
-      target[i / 2][i % 2] = r < tile.num_rows ? row : -1;
-      factor[i / 2][i % 2] = f;
+      const float row =
+          __shfl_sync(0xffffffffu, rows.next[i / 4], (threadIdx.x & 28) | static_cast<u32>(i % 4));
+#pragma unroll
+      for (int c = 0; c < num_chunks(C); ++c) of[i / 2][c][i % 2] = row * weights.next[c];
     }
+    const int next = min(step + 1, WeightScales<C>::kColumns - 1);
+    weights.load(p, next);
+    rows.load(p, next);
   }
+};
+
+// Where a warpgroup's operands of a stage begin, as WGMMA wants to know.
+template <HopperConfig C>
+struct Operands {
+  u32 a, b;
+  __device__ __forceinline__ Operands(const Shared<C>& shared, int stage, const Part<C>& part)
+      : a(matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes)),
+        b(matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes)) {}
 };
 
 // One stage of the first kWaves times 64 rows, plainly: starts it and lets it run. `first`: the
@@ -344,11 +396,10 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
                                          int stage, const Part<C>& part, bool first) {
   using Chunk = Wgmma<Sums<C>::kChunkColumns>;
   constexpr int kChunks = num_chunks(C);
-  constexpr u64 kChunkStep =
+  constexpr u32 kChunkStep =
       (is_fused(C) ? C.block_n / 2 : Sums<C>::kChunkColumns) * kRowBytes / 16;
-  constexpr u64 kWaveStep = kWarpgroupRows * kRowBytes / 16;
-  const u64 a = matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes);
-  const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
+  constexpr u32 kWaveStep = kWarpgroupRows * kRowBytes / 16;
+  const Operands<C> at(shared, stage, part);
   wgmma_begin();
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -357,8 +408,8 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int accumulate = k > 0 || !first;
-        const u64 a_at = a + wave * kWaveStep + k * 2;
-        const u64 b_at = b + c * kChunkStep + k * 2;
+        const u32 a_at = at.a + wave * kWaveStep + k * 2;
+        const u32 b_at = at.b + c * kChunkStep + k * 2;
         if constexpr (C.fp8) {
           Chunk::e4m3(sums[wave].of[c], a_at, b_at, accumulate);
         } else {
@@ -371,131 +422,38 @@ __device__ __forceinline__ void multiply(Sums<C> (&sums)[num_waves(C)], const Sh
 }
 
 // The same with block scales: 128 of K into a temporary, which is then scaled into the sums, while
-// the other warpgroups keep the tensor cores busy. (Two temporaries of half the width in turns,
-// which fit the registers too, were slower: narrow WGMMA read the rows too often.) `release` is
-// called when the stage has been read.
-template <HopperConfig C, int kWaves, typename Release>
-__device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)],
-                                                const Shared<C>& shared, int stage,
-                                                const Part<C>& part,
-                                                const float (&row_scales)[num_waves(C)][2],
-                                                const float (&weight_scales)[num_chunks(C)],
-                                                Release&& release) {
+// the other warpgroups keep the tensor cores busy. What else a step needs is done while its own
+// multiplications run, for then it costs nothing: `begun` is called in the shadow of the first
+// ones, `ending` in that of the last; `read` when the stage has been read.
+template <HopperConfig C, int kWaves, typename Begun, typename Ending, typename Read>
+__device__ __forceinline__ void multiply_scaled(Sums<C> (&sums)[num_waves(C)], const Operands<C> at,
+                                                const StepScales<C>& scales, Begun&& begun,
+                                                Ending&& ending, Read&& read) {
   constexpr int kChunks = num_chunks(C);
   constexpr int kChunkColumns = Sums<C>::kChunkColumns;
-  constexpr u64 kChunkStep = (is_fused(C) ? C.block_n / 2 : kChunkColumns) * kRowBytes / 16;
-  constexpr u64 kWaveStep = kWarpgroupRows * kRowBytes / 16;
-  const u64 a = matrix_descriptor(shared.a(stage) + part.row0 * kRowBytes);
-  const u64 b = matrix_descriptor(shared.b(stage) + part.chunk0 * kRowBytes);
+  constexpr u32 kChunkStep = (is_fused(C) ? C.block_n / 2 : kChunkColumns) * kRowBytes / 16;
+  constexpr u32 kWaveStep = kWarpgroupRows * kRowBytes / 16;
 #pragma unroll
   for (int wave = 0; wave < kWaves; ++wave) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
+      const bool is_last = wave == kWaves - 1 && c == kChunks - 1;
       float product[kChunkColumns / 2];
       wgmma_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        Wgmma<kChunkColumns>::e4m3(product, a + wave * kWaveStep + k * 2,
-                                   b + c * kChunkStep + k * 2, k > 0);
+        Wgmma<kChunkColumns>::e4m3(product, at.a + wave * kWaveStep + k * 2,
+                                   at.b + c * kChunkStep + k * 2, k > 0);
       }
       wgmma_commit();
+      if (wave == 0 && c == 0) begun();
+      if (is_last) ending();
       wgmma_wait<0>();
-      if (wave == kWaves - 1 && c == kChunks - 1) release();
+      if (is_last) read();
       wgmma_results(product);
-      const float low = row_scales[wave][0] * weight_scales[c];
-      const float high = row_scales[wave][1] * weight_scales[c];
 #pragma unroll
       for (int i = 0; i < kChunkColumns / 2; ++i) {
-        sums[wave].of[c][i] += (i % 4 < 2 ? low : high) * product[i];
-      }
-    }
-  }
-}
-
-// Lane l of four gets word l of each of them.
-__device__ __forceinline__ void transpose_of_four(u32 (&words)[4]) {
-  const bool odd = threadIdx.x % 2 > 0;
-  const bool high = threadIdx.x % 4 > 1;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const u32 other = __shfl_xor_sync(0xffffffffu, odd ? words[i] : words[i + 1], 1);
-    (odd ? words[i] : words[i + 1]) = other;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const u32 other = __shfl_xor_sync(0xffffffffu, high ? words[i] : words[i + 2], 2);
-    (high ? words[i] : words[i + 2]) = other;
-  }
-}
-
-// Stores the 64 rows of a wave.
-template <HopperConfig C>
-__device__ __forceinline__ void store_wave(Sums<C>& sums, const GemmParams& p, const Rows<C>& rows,
-                                           int wave, int column) {
-  constexpr int kColumns = tile_columns(C) / warpgroups_n(C);
-  constexpr int kHalf = Sums<C>::kCount / 2;  // where the up columns begin
-  constexpr i64 kRowBytesOut = out_columns(C) * (C.output == Output::swiglu_fp8 ? 1 : 2);
-  constexpr bool kEven = out_columns(C) % tile_columns(C) == 0;
-  const int lane4 = threadIdx.x % 4;
-  if constexpr (Rows<C>::kScales) {
-#pragma unroll
-    for (int i = 0; i < Sums<C>::kCount; ++i) sums.at(i) *= rows.factor[wave][i / 2 % 2];
-  }
-  if constexpr (is_fused(C)) {
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) sums.at(i) = silu(sums.at(i)) * sums.at(kHalf + i);
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = rows.target[wave][h];
-    u8* const target = static_cast<u8*>(p.out) + row * kRowBytesOut;
-    if constexpr (C.output == Output::swiglu_fp8) {
-      static_assert(kColumns == kScaleGroup, "a warpgroup quantises one scale group a row");
-      float largest = 0;
-#pragma unroll
-      for (int i = h * 2; i < kHalf; i += 4) {
-        largest = fmaxf(largest, fmaxf(fabsf(sums.at(i)), fabsf(sums.at(i + 1))));
-      }
-      const float amax = row_max(largest);
-      const float scale = amax > 0.0f ? amax / 448.0f : 1.0f;
-      const float inverse = 1.0f / scale;
-      if (lane4 == 0 && row >= 0) {
-        p.out_scale[static_cast<i64>(column / kScaleGroup) * p.scale_pitch + row] = scale;
-      }
-#pragma unroll
-      for (int j = 0; j < kColumns; j += 64) {  // columns of the tile
-        u32 words[4];
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const int i = (j + w * 16) / 2 + h * 2;
-          words[w] = pack_e4m3(sums.at(i) * inverse, sums.at(i + 1) * inverse) |
-                     pack_e4m3(sums.at(i + 4) * inverse, sums.at(i + 5) * inverse) << 16;
-        }
-        transpose_of_four(words);
-        if (row >= 0) {  // low halves are columns 0 to 7 of 16, high ones 8 to 15
-          *reinterpret_cast<uint4*>(target + column + j + lane4 * 16) = make_uint4(
-              __byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
-              __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
-        }
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kColumns; j += 32) {
-        u32 words[4];
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const int i = (j + w * 8) / 2 + h * 2;
-          words[w] = pack_bf16(sums.at(i), sums.at(i + 1));
-        }
-        transpose_of_four(words);
-        const int at = column + j + lane4 * 8;
-        if (row < 0 || !(kEven || at < out_columns(C))) continue;
-        const uint4 value = make_uint4(words[0], words[1], words[2], words[3]);
-        if constexpr (C.output == Output::weighted_sum) {
-          add_eight_bf16(target + at * 2, value);
-        } else {
-          *reinterpret_cast<uint4*>(target + at * 2) = value;
-        }
+        sums[wave].of[c][i] += scales.of[wave][c][i / 2 % 2] * product[i];
       }
     }
   }
@@ -508,6 +466,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
   const int lane = threadIdx.x % 32;
   const int lane_row = threadIdx.x / 32 % 4 * 16 + lane / 4;
   const Part<C> part(warpgroup);
+  const int rank = rank_in_cluster<C>();
 
   wait_for_previous_kernel();
   const auto pass_turn = [&] {
@@ -532,40 +491,45 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
     }
     barrier_wait(shared.full(ring.stage), ring.parity);
     const uint4 posted = load_16_for_warp(shared.tile(ring.stage));
-    const RowTile tile{static_cast<int>(posted.x), static_cast<int>(posted.y),
-                       static_cast<int>(posted.z), 0};
-    if (tile.num_rows < 0) {
+    const Share<C> share(
+        {{static_cast<int>(posted.x), static_cast<int>(posted.y), static_cast<int>(posted.z), 0},
+         static_cast<int>(posted.w)},
+        rank);
+    const RowTile tile{static_cast<int>(posted.x), share.first, share.num_rows, 0};
+    if (static_cast<int>(posted.z) < 0) {
       if constexpr (C.ping_pong) {
         if (lane == 0) store_shared(shared.finished(threadIdx.x / 32), 1u);
         pass_turn();
       }
       break;
     }
-    const int column0 = static_cast<int>(posted.w) * tile_columns(C);
+    const int column0 = share.column_tile * tile_columns(C);
     const auto release = [&](int stage) {
       __syncwarp();  // all lanes have read it
       if (lane != 0) return;
-      if constexpr (C.cluster > 1) {
-        if (cluster_rank() > 0) return remote_arrive(in_block(shared.empty(stage), 0));
-      }
       barrier_arrive(shared.empty(stage));
+      if constexpr (C.cluster > 1) remote_arrive(in_block(shared.empty(stage), rank ^ 1));
     };
+    bool is_full = false;  // the stage, as was seen ahead of time
     const auto run = [&]<typename Step>(Step&& step) {
+      is_full = false;
 #pragma unroll 1
       for (int i = 0; i < kSteps<C>; ++i) {
-        barrier_wait(shared.full(ring.stage), ring.parity);
+        if (!is_full) barrier_wait(shared.full(ring.stage), ring.parity);
         if constexpr (C.ping_pong) {
           if (i == kSteps<C> - 1) pass_turn();
         }
         step(i);
-        ring.advance();
       }
       if constexpr (C.ping_pong) {
         ring.template advance<kSteps<C>*(math_warpgroups(C) - 1)>();
       }
     };
     if (part.row0 >= tile.num_rows) {  // nothing here for these warps
-      run([&](int) { release(ring.stage); });
+      run([&](int) {
+        release(ring.stage);
+        ring.advance();
+      });
       continue;
     }
     const int row0 = part.row0 + lane_row;
@@ -581,13 +545,18 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
       if constexpr (C.scales == Scales::block) {
         WeightScales<C> weight_scales(p, part, tile.expert, column0);
         RowScales<C> row_scales(p, tile, row0);
+        Operands<C> operands(shared, ring.stage, part);
         run([&](int i) {
-          float weights[num_chunks(C)];
-          weight_scales.take(weights, p, i);
-          float row_scale[kWaves][2];
-          row_scales.take(row_scale, p, i);
-          multiply_scaled<C, kCount>(sums, shared, ring.stage, part, row_scale, weights,
-                                     [&] { release(ring.stage); });
+          const int stage = ring.stage;
+          StepScales<C> scales;
+          multiply_scaled<C, kCount>(
+              sums, operands, scales, [&] { scales.take(weight_scales, row_scales, p, i); },
+              [&] {
+                ring.advance();
+                operands = Operands<C>(shared, ring.stage, part);
+                is_full = i + 1 < kSteps<C> && barrier_test(shared.full(ring.stage), ring.parity);
+              },
+              [&] { release(stage); });
         });
       } else {
         // A step's multiplications run on while the next one's are started.
@@ -599,6 +568,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Shared
             release(before);
           }
           before = ring.stage;
+          ring.advance();
         });
         wgmma_wait<0>();
         release(before);
@@ -642,6 +612,7 @@ __global__ void __launch_bounds__(num_threads(C), C.blocks_per_sm)
     for (int stage = 0; stage < C.num_stages; ++stage) {
       barrier_init(shared.full(stage), C.gather ? kWarpgroup + 1 : 1);
       barrier_init(shared.empty(stage), readers(C));
+      barrier_init(shared.posted(stage), 1);
     }
     fence_barrier_init();
   }

@@ -48,7 +48,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       {"BLOCK_SIZE_N", {64, 128, 192, 256}, 128, "weight rows (output columns) of a tile"},
       {"NUM_WARPS", {4, 8, 12, 16}, 8, "warps that multiply; four more load"},
       {"PING_PONG", {0, 1}, 0, "1: four warps have a tile of their own, 0: all share one"},
-      {"CLUSTER_SIZE", {1, 2}, 1, "blocks, one tile below the other, that share weight loads"},
+      {"CLUSTER_SIZE", {1, 2}, 1, "blocks, one tile below or beside the other, that share loads"},
       {"NUM_STAGES", {2, 3, 4, 5, 6, 8, 10}, 5, "stages of 128 bytes of K"},
       fp8_parameter(fp8),
       {"BLOCKS_PER_SM", {1, 2}, 1, "persistent thread blocks on a multiprocessor"},
@@ -81,7 +81,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return "clusters take a multiprocessor a block";
     }
     if (p.at("CLUSTER_SIZE") > 1 && p.value_or("GATHER", 0) == 1) {
-      return "a cluster's first block loads for both: rows must lie packed, GATHER 0";
+      return "the blocks of a cluster load for each other: rows must lie packed, GATHER 0";
     }
     return {};
   });
@@ -137,7 +137,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
       return "GROUP_SIZE_M only acts on the row-major walk (ORDER 0): the same program";
     }
     if (p.at("ORDER") == 0 && p.at("GROUP_SIZE_M") == 1) return {};
-    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE")) {
+    if (mean_rows(problem) <= p.at("BLOCK_SIZE_M")) {
       return fmt::format("{:.0f} rows an expert are one row tile: all walks are the same",
                          mean_rows(problem));
     }
@@ -160,7 +160,7 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
   });
   space.spare("few_rows", [problem](const Point& p) -> Violation {
     const double rows = mean_rows(problem);
-    const int tile_rows = p.at("BLOCK_SIZE_M") * p.at("CLUSTER_SIZE");
+    const int tile_rows = p.at("BLOCK_SIZE_M");
     if (tile_rows > 64 && rows + 2 * std::sqrt(rows) <= tile_rows - 64) {
       return fmt::format("{:.1f} rows an expert leave 64 rows of a tile of {} idle", rows,
                          tile_rows);
@@ -185,17 +185,17 @@ SearchSpace Hopper::space(const Gpu& gpu, const Problem& problem, Stage stage, F
 KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
                             const Point& point) const {
   const HopperConfig c = hopper_config(problem, stage, point);
-  return {"hopper/moe_gemm.cu",
-          {fmt::format(
-              "moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
-              ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, .blocks_per_sm = "
-              "{}, .fp8 "
-              "= {}, .scales = moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
-              ".size_k = {}, .top_k = {}, .gather = {}}}>",
-              c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
-              c.blocks_per_sm, c.fp8, static_cast<int>(c.scales), static_cast<int>(c.output),
-              c.size_n, c.size_k, c.top_k, c.gather)},
-          {}};
+  return {
+      "hopper/moe_gemm.cu",
+      {fmt::format("moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
+                   ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, "
+                   ".blocks_per_sm = {}, .fp8 = {}, .scales = moetune::Scales({}), .output = "
+                   "moetune::Output({}), .size_n = {}, "
+                   ".size_k = {}, .top_k = {}, .gather = {}}}>",
+                   c.block_m, c.block_n, c.num_warps, c.ping_pong, c.cluster, c.num_stages,
+                   c.blocks_per_sm, c.fp8, static_cast<int>(c.scales), static_cast<int>(c.output),
+                   c.size_n, c.size_k, c.top_k, c.gather)},
+      {}};
 }
 
 GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& point) const {
@@ -213,7 +213,7 @@ GemmLaunch Hopper::launch(const Problem& problem, Stage stage, const Point& poin
           .blocks_per_sm = c.blocks_per_sm,
           .cluster = c.cluster,
           .w_box_rows = weight_box_rows(c),
-          .a_box_rows = c.gather == 1 ? 0 : c.block_m};
+          .a_box_rows = c.gather == 1 ? 0 : kRowBoxRows};
 }
 
 // Clocks of a tile (the slower of the tensor cores and L2 for each stage, then the epilogue) times
@@ -233,7 +233,7 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
   const double gbps = gpu.read_gbps > 0 ? gpu.read_gbps : 1000;
   const double experts = active_experts(problem);
   const double tile_rows = c.block_m * c.cluster;
-  const double row_tiles = experts * expected_pieces(problem, c.block_m * c.cluster) * c.cluster;
+  const double row_tiles = experts * expected_pieces(problem, c.block_m);
   const double waves = experts * expected_pieces(problem, kWarpgroupRows) / row_tiles;
   const double tiles =
       row_tiles * static_cast<double>(ceil_div(moetune::out_columns(c), moetune::tile_columns(c)));
@@ -252,8 +252,8 @@ double Hopper::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
                      static_cast<double>(c.block_n) / c.cluster) *
                     kRowBytes / kL2BytesPerClock;
   double step = std::max(tensor + drain + scaling, l2);
-  if (c.gather == 1) step *= c.fp8 ? 1.06 : 1.1;   // rows gathered 16 bytes at a time
-  if (c.cluster > 1) step *= c.fp8 ? 1.12 : 1.05;  // blocks that wait for each other
+  if (c.gather == 1) step *= c.fp8 ? 1.06 : 1.1;  // rows gathered 16 bytes at a time
+  if (c.cluster > 1) step *= 1.1;                 // blocks that wait for each other
   if (c.num_stages < 4 && !two_blocks) step += 30 * (4 - c.num_stages);
 
   const double out_bytes = c.output == Output::swiglu_fp8 ? 1 : 2;

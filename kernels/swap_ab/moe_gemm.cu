@@ -362,10 +362,10 @@ using Sums = float[num_chunks(C)][C.block_m / 2];
 template <Config C>
 __device__ __forceinline__ void multiply(Sums<C>& sums, const Shared<C>& shared, int stage,
                                          int warpgroup, bool first) {
-  constexpr u64 kChunkStep = static_cast<u64>(math_warpgroups(C)) * kWarpgroupRows * kRowBytes / 16;
-  const u64 weights =
+  constexpr u32 kChunkStep = math_warpgroups(C) * kWarpgroupRows * kRowBytes / 16;
+  const u32 weights =
       matrix_descriptor(shared.weights(stage) + warpgroup * kWarpgroupRows * kRowBytes);
-  const u64 rows = matrix_descriptor(shared.rows(stage));
+  const u32 rows = matrix_descriptor(shared.rows(stage));
   wgmma_begin();
 #pragma unroll
   for (int k = 0; k < 4; ++k) {

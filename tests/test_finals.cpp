@@ -51,6 +51,38 @@ TEST_CASE("pick: other variants and ways of the sum too, where a launch less may
   CHECK(times(pick(large, 2, 1.03)) == std::vector<double>{300, 305});
 }
 
+TEST_CASE("finals: packed rows, behind in a GEMM by itself, may win in the layer") {
+  class Packing final : public FakeVariant {
+    SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
+                      Fp8Mode fp8) const override {
+      SearchSpace space = FakeVariant::space(gpu, problem, stage, fp8);
+      if (stage == Stage::gemm1) space.parameters.push_back({"GATHER", {0, 1}, 1, ""});
+      return space;
+    }
+  } variant;
+  FakeSearch fake;
+  fake.settings.token_counts = {16};
+  fake.settings.variants = {&variant};
+  fake.settings.reference = [](const Gpu& gpu, const Problem& problem) {
+    Plan plan = reference(gpu, problem);
+    plan.steps[0].point.set("GATHER", 1);
+    return plan;
+  };
+  double packed_us = 1.04;
+  FakeEvaluator evaluator;
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    trial.timing.median_us *= 10;  // so that a launch more or less does not count
+    if (request.plan.steps.front().point.value_or("GATHER", 1) == 1) return;
+    trial.timing.median_us *= request.stage == Stage::layer ? 0.97 : packed_us;
+  };
+  CHECK(fake.run(evaluator).table.entries.at(16).plan.steps[0].point.at("GATHER") == 0);
+  packed_us = 1.2;  // too far behind to be worth a look
+  FakeSearch other;
+  other.settings = fake.settings;
+  evaluator.requests.clear();
+  CHECK(other.run(evaluator).table.entries.at(16).plan.steps[0].point.at("GATHER") == 1);
+}
+
 TEST_CASE("finals: a kernel of its own for the weighted sum or SwiGLU counts as 1 us more") {
   CHECK(as_in_layer(trial(8, 1, 0)).timing.median_us == doctest::Approx(9));
   CHECK(as_in_layer(trial(8, 1, 1)).timing.median_us == doctest::Approx(8));

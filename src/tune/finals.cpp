@@ -24,7 +24,9 @@ constexpr int kNumGemmRounds = 4;
 // on, who take turns.
 constexpr std::array<double, kNumRounds - 1> kGoesOn{1.15, 1.03, 1.02, 1.02, 1.02};
 constexpr double kLaunchUs = 2;  // what a kernel less saves a layer
-constexpr int kOfAKind = 3;      // of a variant and FUSE_COMBINE choice
+constexpr int kOfAKind = 3;      // of a variant and Surroundings
+// How far behind, at most, the fastest of other Surroundings may be for its own to go on.
+constexpr double kOtherSurroundings = 1.05;
 constexpr double kCostBand = 1.01;
 constexpr double kKernelMoreUs = 1;  // what a kernel more costs a layer, but not a GEMM by itself
 
@@ -69,6 +71,14 @@ Trial merge(std::span<const Trial> rounds) {
   return sum;
 }
 
+// FP8, and which kernels of their own a layer has around a GEMM: FUSE_COMBINE, GATHER. Their cost
+// there is not what they add to the GEMM timed by itself.
+using Surroundings = std::tuple<int, int, int>;
+Surroundings surroundings(const Plan& plan) {
+  const Point& point = plan.steps.front().point;
+  return {point.value_or("FP8", 0), point.value_or("FUSE_COMBINE", 0), point.value_or("GATHER", 1)};
+}
+
 // A plan's finals. While it goes on it has as many rounds as any other.
 struct Final {
   const Plan* plan = nullptr;
@@ -85,8 +95,31 @@ struct Final {
     return std::span(rounds).subspan(rounds.size() > 1 ? 1 : 0);
   }
   double mean_us() const { return merge(counting()).timing.median_us; }
-  // Against whom it competes: each FP8 choice of a GEMM is reported.
-  bool group(Stage stage) const { return stage != Stage::layer && is_fp8(*plan); }
+};
+
+// Against what time a plan competes: whole layers against the fastest, a GEMM against that of its
+// FP8 choice, for each is reported, and its surroundings, where that is not far behind.
+class Fastest {
+ public:
+  explicit Fastest(Stage stage) : by_itself_(stage != Stage::layer) {}
+  void add(const Final& one) {
+    const double us = one.mean_us();
+    for (double* best : {&best_us_[key(one)], &of_fp8_[std::get<0>(key(one))]})
+      *best = *best == 0 ? us : std::min(*best, us);
+  }
+  double rival_us(const Final& one) const {
+    const double own = best_us_.at(key(one));
+    const double all = of_fp8_.at(std::get<0>(key(one)));
+    return own <= all * kOtherSurroundings ? own : all;
+  }
+
+ private:
+  Surroundings key(const Final& one) const {
+    return by_itself_ ? surroundings(*one.plan) : Surroundings{};
+  }
+  bool by_itself_;
+  std::map<Surroundings, double> best_us_;
+  std::map<int, double> of_fp8_;
 };
 
 }  // namespace
@@ -109,16 +142,16 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
   const double best_us = fastest->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
-  std::map<std::tuple<int, int, std::string_view>, int> of_kind;
+  std::map<std::pair<Surroundings, std::string_view>, int> of_kind;
   for (auto it = trials.begin(); it != trials.end(); ++it) {
     const Trial& trial = *it;
-    const Point& point = trial.plan.steps.front().point;
-    const int fp8 = point.value_or("FP8", 0);
-    const bool is_near = trial.timing.median_us <= best_us * band + kLaunchUs;
+    const int fp8 = std::get<0>(surroundings(trial.plan));
+    const bool alike = surroundings(trial.plan) == surroundings(fastest->plan);
+    const double reach = alike ? band : std::max(band, kOtherSurroundings);
+    const bool is_near = trial.timing.median_us <= best_us * reach + kLaunchUs;
     const bool first_fp8 = fp8_seen.insert(fp8).second;
     const std::string_view variant = trial.plan.steps.front().variant;
-    const bool of_its_kind =
-        is_near && ++of_kind[{fp8, point.value_or("FUSE_COMBINE", 0), variant}] <= kOfAKind;
+    const bool of_its_kind = is_near && ++of_kind[{surroundings(trial.plan), variant}] <= kOfAKind;
     if (it == fastest || first_fp8 || of_its_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
@@ -152,7 +185,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   const double least_us = stage == Stage::layer ? 0 : kLaunchUs;
   const int num_rounds = stage == Stage::layer ? kNumRounds : kNumGemmRounds;
   for (int round = 1; round <= num_rounds; ++round) {
-    std::map<bool, double> best_us;  // by FP8
+    Fastest fastest(stage);
     std::vector<Plan> beside;
     for (const Final& one : finals)
       if (round > 1 && one.goes_on) beside.push_back(*one.plan);
@@ -162,15 +195,13 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
       request.num_samples = kRoundSamples;
       request.beside = beside;
       one.add(runner.run(request, round));
-      if (!one.is_ok) continue;
-      double& best = best_us.try_emplace(one.group(stage), one.mean_us()).first->second;
-      best = std::min(best, one.mean_us());
+      if (one.is_ok) fastest.add(one);
     }
     if (round == num_rounds) break;
     const double band = kGoesOn[static_cast<std::size_t>(round - 1)];
     for (Final& one : finals) {
-      one.goes_on = one.goes_on && one.is_ok &&
-                    one.mean_us() <= best_us.at(one.group(stage)) * band + least_us;
+      one.goes_on =
+          one.goes_on && one.is_ok && one.mean_us() <= fastest.rival_us(one) * band + least_us;
     }
   }
   std::vector<Trial> merged;

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Keeps of a search's journal what later readers need.
 
-  scripts/trim_journal.py JOURNAL.jsonl OUTPUT.jsonl [FASTEST]
-      the header, the fastest trials of each stage and token count, all thorough ones, the chosen
-      entries, rejections and the run's record. Still a journal: offline searches take recorded
+  scripts/trim_journal.py JOURNAL.jsonl OUTPUT.jsonl [PLANS]
+      the header, the last trial of each of the best plans of each stage and token count, the
+      chosen entries, rejections and the run's record. Still a journal: offline searches take recorded
       times from it.
   scripts/trim_journal.py --grid JOURNAL.jsonl OUTPUT.jsonl.gz
       the first look at every point, with what `moe-tune replay` needs of it, and the records that
@@ -36,21 +36,26 @@ def grid(source, output) -> None:
             packed.write((json.dumps(record, separators=(",", ":")) + "\n").encode())
 
 
-def fastest(source, output, num_fastest) -> None:
+def best(source, output, num_plans) -> None:
     lines = open(source, encoding="utf-8").read().splitlines()
     records = [json.loads(line) for line in lines]
-    groups = collections.defaultdict(list)
+    last = collections.defaultdict(dict)  # of a stage and token count: each plan's last trial
+    chosen = {(record["num_tokens"], json.dumps(record["plan"], sort_keys=True))
+              for record in records if record["record"] == "entry"}
+    keep = set()
     for i, record in enumerate(records):
-        if record.get("record") == "trial" and record["status"] == "ok":
-            if not record.get("screened_out"):
-                key = (record["stage"], record["num_tokens"])
-                groups[key].append((record["median_us"], i))
-    keep = {i for trials in groups.values() for _, i in sorted(trials)[:num_fastest]}
+        if record.get("record") != "trial":
+            keep.add(i)
+        elif record["status"] == "ok" and not record.get("screened_out"):
+            plan = json.dumps(record["plan"], sort_keys=True)
+            last[record["stage"], record["num_tokens"]][plan] = i
+    for (_, num_tokens), plans in last.items():
+        # Times of one round compare; of what fell out earlier, those of that round do.
+        order = sorted(plans.values(), key=lambda i: (-records[i]["round"], records[i]["median_us"]))
+        keep.update(order[:num_plans])
+        keep.update(i for plan, i in plans.items() if (num_tokens, plan) in chosen)
     with open(output, "w", encoding="utf-8") as file:
-        for i, record in enumerate(records):
-            thorough = record.get("num_samples", 0) >= 5
-            if record.get("record") != "trial" or i in keep or thorough:
-                file.write(lines[i] + "\n")
+        file.writelines(line + "\n" for i, line in enumerate(lines) if i in keep)
 
 
 def main() -> None:
@@ -58,7 +63,7 @@ def main() -> None:
     if len(arguments) == 3 and arguments[0] == "--grid":
         grid(arguments[1], arguments[2])
     elif len(arguments) in (2, 3) and not arguments[0].startswith("--"):
-        fastest(arguments[0], arguments[1], int(arguments[2]) if len(arguments) == 3 else 30)
+        best(arguments[0], arguments[1], int(arguments[2]) if len(arguments) == 3 else 30)
     else:
         sys.exit(__doc__)
 

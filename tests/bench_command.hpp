@@ -16,7 +16,7 @@ namespace moetune {
 // Its exit code (-1: a signal) and what it said on stderr; the layer is a small one.
 inline std::pair<int, std::string> run_bench(const std::string& mode,
                                              const std::string& arguments) {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string err = directory.file("err");
   const int status = std::system(fmt::format("{} bench {} --shape 8,2,512,256 {} >/dev/null 2>'{}'",
                                              MOETUNE_PROGRAM, mode, arguments, err)

@@ -12,6 +12,7 @@
 
 #include "core/text.hpp"
 #include "kernels/variant.hpp"
+#include "tests/temporary_folder.hpp"
 #include "tune/session.hpp"
 #include "tune/session_records.hpp"
 
@@ -108,9 +109,6 @@ class FakeEvaluator final : public Evaluator {
 // A search with fakes in a folder of its own.
 struct FakeSearch {
   FakeSearch() {
-    std::string name = (std::filesystem::temp_directory_path() / "moetune_XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp");
-    folder = name;
     settings.variants = {&variant};
     settings.reference = reference;
     settings.token_counts = {16, 32, 64};
@@ -121,7 +119,6 @@ struct FakeSearch {
     table.identity = {"NVIDIA Fake",        "sm_90a",      "",           "13.0",
                       std::string(32, '0'), problem.shape, problem.dtype};
   }
-  ~FakeSearch() { std::filesystem::remove_all(folder); }
   std::string journal_path() const { return folder + "/results/journal.jsonl"; }
   SearchResult run(
       FakeEvaluator& evaluator, bool resume = false,
@@ -132,7 +129,8 @@ struct FakeSearch {
     return search(evaluator, problem, settings, table, folder + "/tables", journal, stop, nobody);
   }
 
-  std::string folder;
+  TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   FakeVariant variant;
   SearchSettings settings;
   Problem problem;

@@ -1,35 +1,14 @@
 // A small good table, and a directory to put it in.
 #pragma once
 
-#include <stdlib.h>
-
-#include <filesystem>
 #include <string>
 
 #include "core/gpu.hpp"
 #include "kernels/variant.hpp"
 #include "table/table.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace moetune {
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "moetune-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::string& path() const { return path_; }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline TableEntry entry_at(const TableIdentity& identity, std::int64_t num_tokens,
                            double median_us) {

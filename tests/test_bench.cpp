@@ -131,7 +131,7 @@ TEST_CASE("bench: a layer that failed has a reason and no numbers") {
 }
 
 TEST_CASE("bench: comparison divides by others' times and leaves absent ones blank") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("peers.json");
   write(path, R"({"gpu": "NVIDIA H200", "rows": [
     {"model": "mixtral-8x7b", "dtype": "bf16", "num_tokens": 1, "vllm_triton_tuned_us": 100,
@@ -151,7 +151,7 @@ TEST_CASE("bench: comparison divides by others' times and leaves absent ones bla
 }
 
 TEST_CASE("bench: a comparison file that makes no sense names the file and the row") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("peers.json");
   const auto error = [&](const std::string& text) {
     write(path, text);
@@ -171,7 +171,7 @@ TEST_CASE("bench: a comparison file that makes no sense names the file and the r
 }
 
 TEST_CASE("bench record: rows are added, replaced by newer ones, and keep what else is there") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("layers.json");
   BenchRun run = sample_run();
   CHECK(update_record(path, run, sample_row(1, 200)));
@@ -204,7 +204,7 @@ TEST_CASE("bench record: rows are added, replaced by newer ones, and keep what e
 }
 
 TEST_CASE("bench record: failures and predictions never replace a measured time") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("layers.json");
   const BenchRun run = sample_run();
   CHECK_FALSE(update_record(path, run, failed_row(1)));
@@ -233,7 +233,7 @@ TEST_CASE("bench record: other routings have rows of their own") {
 }
 
 TEST_CASE("bench record: a file that is none, or of another GPU, is left as it is") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("layers.json");
   for (const std::string text :
        {"", "{\"gpu\": \"NVIDIA H200\", \"rows\": [", "[]", "{\"gpu\": \"NVIDIA H200\"}",

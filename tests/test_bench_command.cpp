@@ -36,7 +36,7 @@ class Bench {
   std::string file(const std::string& name) const { return directory_.file(name); }
 
  private:
-  TemporaryDirectory directory_;
+  TemporaryFolder directory_;
 };
 
 bool holds(const std::string& text, const std::string& part) {

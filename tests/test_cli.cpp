@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/text.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moetune;
 namespace fs = std::filesystem;
@@ -22,8 +23,8 @@ struct Ran {
 
 // Runs the program through the shell; `arguments` may hold redirections of its own.
 Ran run(const std::string& arguments) {
-  std::string folder = (fs::temp_directory_path() / "moetune_cli_XXXXXX").string();
-  REQUIRE(::mkdtemp(folder.data()) != nullptr);
+  const TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   const std::string command =
       "'" MOETUNE_PROGRAM "' >" + folder + "/out 2>" + folder + "/err " + arguments;
   const int status = std::system(command.c_str());
@@ -31,7 +32,6 @@ Ran run(const std::string& arguments) {
   ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   ran.out = read_file(folder + "/out");
   ran.err = read_file(folder + "/err");
-  fs::remove_all(folder);
   return ran;
 }
 
@@ -171,8 +171,8 @@ TEST_CASE("cli: replay runs strategies on a recorded journal and writes what it 
   const std::string journal =
       "'" MOETUNE_SOURCE_DIR
       "/results/NVIDIA_H200/E=8,N=14336,H=4096,topk=2,device_name=NVIDIA_H200.jsonl' ";
-  std::string folder = (fs::temp_directory_path() / "moetune_cli_XXXXXX").string();
-  REQUIRE(::mkdtemp(folder.data()) != nullptr);
+  const TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
   const Ran ran = run("replay " + journal + "--seeds 2 --json --out " + folder +
                       "/replay.json --svg " + folder + "/replay.svg --t4 " + folder + "/t4.json");
   CAPTURE(ran.err);
@@ -184,7 +184,6 @@ TEST_CASE("cli: replay runs strategies on a recorded journal and writes what it 
   CHECK(read_file(folder + "/replay.json") == ran.out);
   CHECK(read_file(folder + "/replay.svg").starts_with("<svg"));
   CHECK_FALSE(nlohmann::json::parse(read_file(folder + "/t4.json")).at("results").empty());
-  fs::remove_all(folder);
 
   const Ran text = run("replay " + journal + "--seeds 1 --strategy guided,grid");
   CHECK(text.code == 0);

@@ -52,7 +52,7 @@ struct Result {
 };
 
 Result run(const std::string& arguments) {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string out = directory.file("out"), err = directory.file("err");
   const int status =
       std::system(fmt::format("{} {} >'{}' 2>'{}'", MOETUNE_PROGRAM, arguments, out, err).c_str());
@@ -162,7 +162,7 @@ TEST_CASE("compare: tables of different GPUs, kernels or objectives are not comp
 }
 
 TEST_CASE("compare command: the exit code says whether 95 % agree") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const Table a = table_of(20);
   Table b = a;
   change(b, 3, 120);

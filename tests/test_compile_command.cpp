@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/text.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moetune;
 namespace fs = std::filesystem;
@@ -17,26 +18,19 @@ namespace {
 
 // A cache directory of its own, removed at its end.
 struct Workspace {
-  Workspace() {
-    std::string name = (fs::temp_directory_path() / "moetune-compile-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()));
-    path = name;
-  }
-  ~Workspace() { fs::remove_all(path); }
-
   // Runs `moe-tune compile` and keeps what it printed.
   int run(const std::string& arguments) {
     const int status =
         std::system(fmt::format("'{}' compile --shape 8,2,256,256 {} >'{}' 2>'{}'", MOETUNE_PROGRAM,
-                                arguments, (path / "out").string(), (path / "err").string())
+                                arguments, folder.file("out"), folder.file("err"))
                         .c_str());
-    out = read_file(path / "out");
-    err = read_file(path / "err");
+    out = read_file(folder.file("out"));
+    err = read_file(folder.file("err"));
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
-  std::string cache() const { return (path / "cache").string(); }
+  std::string cache() const { return folder.file("cache"); }
 
-  fs::path path;
+  TemporaryFolder folder;
   std::string out;
   std::string err;
 };
@@ -104,8 +98,8 @@ TEST_CASE("compile: bad arguments are one line and exit code 2") {
 
 TEST_CASE("compile: a cache that cannot be written is told, with exit code 2") {
   Workspace work;
-  write_file_atomically(work.path / "file", "in the way");
-  const std::string cache = work.path / "file" / "cache";
+  write_file_atomically(work.folder.file("file"), "in the way");
+  const std::string cache = work.folder.file("file/cache");
   CHECK(work.run("--arch sm_80 --stage gemm2 --tokens 16 --sample 1 --cache " + cache) == 2);
   CHECK(holds(work.err, "could not be kept in " + cache));
   CHECK(holds(work.err, "--cache"));

@@ -36,7 +36,7 @@ class FakeNcu {
   NcuRun run(int timeout_s = 20) const { return run_ncu(path(), "/bin/true", {"a b"}, timeout_s); }
 
  private:
-  TemporaryDirectory directory_;
+  TemporaryFolder directory_;
 };
 
 }  // namespace

@@ -22,6 +22,7 @@
 #include "jit/compiler.hpp"
 #include "jit/cubin.hpp"
 #include "jit/nvrtc.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moetune;
 namespace fs = std::filesystem;
@@ -66,20 +67,12 @@ KernelSource fill(int threads) {
   return {"demo/main.cu", {fmt::format("fill<Config{{.threads = {}}}>", threads)}, {}};
 }
 
-// A folder of its own for one test, removed at its end.
-struct Folder {
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "moetune-jit-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()));
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
+struct Folder : TemporaryFolder {
   std::vector<fs::path> entries() const {
     std::vector<fs::path> found;
-    for (const auto& entry : fs::directory_iterator(path)) found.push_back(entry.path());
+    for (const auto& entry : fs::directory_iterator(path())) found.push_back(entry.path());
     return found;
   }
-  fs::path path;
 };
 
 CompiledKernel kernel_with(int registers, int stack_bytes = 0, int max_threads = 0) {
@@ -237,7 +230,7 @@ TEST_CASE("resource_defect: names the rule that makes a kernel unfit") {
 
 TEST_CASE("cache: the second compiler takes the first one's cubins, equal in every field") {
   const Folder folder;
-  const auto build = [&] { return Compiler("sm_90a", folder.path, 2, kFiles).get(fill(64)); };
+  const auto build = [&] { return Compiler("sm_90a", folder.path(), 2, kFiles).get(fill(64)); };
   const auto first = build();
   const auto second = build();
   REQUIRE_MESSAGE(first->ok(), first->error);
@@ -273,7 +266,7 @@ TEST_CASE("cache: the key changes with everything that decides the cubin, and wi
 TEST_CASE("cache: an entry that is truncated, altered or misplaced is rebuilt") {
   const Folder folder;
   const auto build = [&](int threads) {
-    return Compiler("sm_80", folder.path, 1, kFiles).get(fill(threads));
+    return Compiler("sm_80", folder.path(), 1, kFiles).get(fill(threads));
   };
   build(64);
   REQUIRE(folder.entries().size() == 1);
@@ -297,7 +290,7 @@ TEST_CASE("cache: an entry that is truncated, altered or misplaced is rebuilt") 
 
 TEST_CASE("cache: a failed compilation is not kept") {
   const Folder folder;
-  Compiler compiler("sm_80", folder.path, 1, kFiles);
+  Compiler compiler("sm_80", folder.path(), 1, kFiles);
   CHECK(!compiler.get({"demo/broken.cu", {"broken"}, {}})->ok());
   CHECK(compiler.stats().failed == 1);
   CHECK(folder.entries().empty());
@@ -305,17 +298,17 @@ TEST_CASE("cache: a failed compilation is not kept") {
 
 TEST_CASE("cache: a directory that cannot be written costs one warning and nothing else") {
   const Folder folder;
-  write_file_atomically(folder.path / "file", "in the way");
+  write_file_atomically(folder.file("file"), "in the way");
   std::ostringstream diagnostics;
   const auto previous = spdlog::default_logger();
   const auto sink = std::make_shared<spdlog::sinks::ostream_sink_mt>(diagnostics);
   spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", sink));
   {
-    Compiler under_a_file("sm_80", folder.path / "file" / "cache", 1, kFiles);
+    Compiler under_a_file("sm_80", folder.file("file/cache"), 1, kFiles);
     CHECK(under_a_file.get(fill(32))->ok());
     // Removed while it is in use.
-    Compiler removed("sm_80", folder.path / "cache", 1, kFiles);
-    fs::remove(folder.path / "cache");
+    Compiler removed("sm_80", folder.file("cache"), 1, kFiles);
+    fs::remove(folder.file("cache"));
     for (int threads : {32, 64, 96}) CHECK(removed.get(fill(threads))->ok());
     CHECK(removed.stats().not_stored == 3);
     CHECK(removed.stats().compiled == 3);
@@ -323,7 +316,7 @@ TEST_CASE("cache: a directory that cannot be written costs one warning and nothi
   spdlog::set_default_logger(previous);
   const std::string text = diagnostics.str();
   CHECK(std::count(text.begin(), text.end(), '\n') == 2);
-  CHECK(text.find((folder.path / "file" / "cache").string()) != std::string::npos);
+  CHECK(text.find(folder.file("file/cache")) != std::string::npos);
 }
 
 TEST_CASE("cache: a disk that is full leaves no torn entry and costs no kernel") {
@@ -336,7 +329,7 @@ TEST_CASE("cache: a disk that is full leaves no torn entry and costs no kernel")
     const rlimit limit{1024, 1024};
     setrlimit(RLIMIT_FSIZE, &limit);
     spdlog::set_level(spdlog::level::off);
-    Compiler compiler("sm_80", folder.path, 1, kFiles);
+    Compiler compiler("sm_80", folder.path(), 1, kFiles);
     const bool is_good = compiler.get(fill(64))->ok() && compiler.stats().not_stored == 1;
     _exit(is_good ? 0 : 1);
   }
@@ -345,7 +338,7 @@ TEST_CASE("cache: a disk that is full leaves no torn entry and costs no kernel")
   CHECK(WIFEXITED(status));
   CHECK(WEXITSTATUS(status) == 0);
   CHECK(folder.entries().empty());
-  Compiler after("sm_80", folder.path, 1, kFiles);
+  Compiler after("sm_80", folder.path(), 1, kFiles);
   CHECK(!after.get(fill(64))->from_cache);
   CHECK(after.stats().not_stored == 0);
 }
@@ -353,7 +346,7 @@ TEST_CASE("cache: a disk that is full leaves no torn entry and costs no kernel")
 TEST_CASE("cache: compilers that share a directory leave whole entries and nothing else") {
   const Folder folder;
   {
-    Compiler a("sm_80", folder.path, 2, kFiles), b("sm_80", folder.path, 2, kFiles);
+    Compiler a("sm_80", folder.path(), 2, kFiles), b("sm_80", folder.path(), 2, kFiles);
     for (int threads = 32; threads <= 256; threads += 32) {
       a.submit(fill(threads));
       b.submit(fill(threads));
@@ -364,7 +357,7 @@ TEST_CASE("cache: compilers that share a directory leave whole entries and nothi
     }
   }
   CHECK(folder.entries().size() == 8);
-  Compiler after("sm_80", folder.path, 2, kFiles);
+  Compiler after("sm_80", folder.path(), 2, kFiles);
   for (int threads = 32; threads <= 256; threads += 32) {
     CHECK(after.get(fill(threads))->from_cache);
   }

@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "tests/temporary_folder.hpp"
 #include "tune/journal.hpp"
 
 using namespace moetune;
@@ -17,16 +18,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A folder of its own for each test, removed at its end.
-struct Folder {
-  std::string path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "moetune_journal_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string file() const { return path + "/results/GPU/table.jsonl"; }
+struct Folder : TemporaryFolder {
+  std::string file() const { return path() + "/results/GPU/table.jsonl"; }
 };
 
 const Json kIdentity{{"gpu", "NVIDIA H200"}, {"seed", 0}};
@@ -166,13 +159,13 @@ TEST_CASE("journal: two searches do not write the same file") {
 
 TEST_CASE("journal: a path that cannot be written is an error before any work") {
   const Folder folder;
-  std::ofstream(folder.path + "/file") << "x";
+  std::ofstream(folder.path() + "/file") << "x";
   try {
-    Journal journal(folder.path + "/file/table.jsonl", kIdentity, "search", false);
+    Journal journal(folder.path() + "/file/table.jsonl", kIdentity, "search", false);
     FAIL("no error");
   } catch (const Error& error) {
     CHECK(error.kind() == ErrorKind::io);
-    CHECK(std::string(error.what()).find(folder.path + "/file/table.jsonl") != std::string::npos);
+    CHECK(std::string(error.what()).find(folder.path() + "/file/table.jsonl") != std::string::npos);
   }
 }
 

@@ -109,7 +109,7 @@ TEST_CASE("journey: the figure has a line each row and a mark each level that wa
 }
 
 TEST_CASE("journey record: a row takes the place of the same layer's, others stay") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("journey.json");
   const BenchRun run = sample_run();
   const auto update = [&](const JourneyRow& row) {

@@ -47,7 +47,7 @@ NamedJournal journal(const std::string& path, const std::vector<JournalTrial>& t
 
 // As read back from a file.
 JournalContents read_back(const std::string& content) {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   std::ofstream(directory.file("journal.jsonl")) << content;
   return read_journal(directory.file("journal.jsonl"));
 }

@@ -8,30 +8,20 @@
 #include "core/error.hpp"
 #include "core/models.hpp"
 #include "core/text.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moetune;
 namespace fs = std::filesystem;
 
 namespace {
 
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "moetune_models_XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
+struct Folder : TemporaryFolder {
   std::string write(const std::string& name, const std::string& text) const {
-    const fs::path file = path_ / name;
-    fs::create_directories(file.parent_path());
-    std::ofstream(file) << text;
-    return file.string();
+    const fs::path to = file(name);
+    fs::create_directories(to.parent_path());
+    std::ofstream(to) << text;
+    return to.string();
   }
-  std::string path() const { return path_.string(); }
-
- private:
-  fs::path path_;
 };
 
 std::string message_of(const auto& call) {

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "tests/temporary_folder.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/journal.hpp"
 #include "tune/static_check.hpp"
@@ -15,20 +16,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-struct Folder {
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "moetune-offline-XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string path;
-};
-
 // Compiled once for all tests: a point takes NVRTC a second or so.
 const std::string& cache() {
-  static const Folder folder;
-  return folder.path;
+  static const TemporaryFolder folder;
+  return folder.path();
 }
 
 Problem problem(Dtype dtype = Dtype::bf16) {
@@ -174,9 +165,9 @@ TEST_CASE("offline: a recorded point has its recorded time, others are scaled to
   const double known_us = offline()->evaluate(known).timing.median_us;
   const double other_us = offline()->evaluate(other).timing.median_us;
 
-  const Folder results;
-  record(results.path, "a.jsonl", identity(), {{measured(known, 3 * known_us), 0, 1.0}});
-  const auto evaluator = offline(results.path);
+  const TemporaryFolder results;
+  record(results.path(), "a.jsonl", identity(), {{measured(known, 3 * known_us), 0, 1.0}});
+  const auto evaluator = offline(results.path());
   const Trial trial = evaluator->evaluate(known);
   CHECK(trial.source == Source::recorded);
   CHECK(trial.timing.median_us == 3 * known_us);
@@ -195,10 +186,10 @@ TEST_CASE("offline: a recorded point has its recorded time, others are scaled to
 TEST_CASE("offline: a point without a record is never ahead of the fastest recorded one") {
   const Request slow = request(Stage::gemm1);
   const Request fast = request(Stage::gemm1, {{"BLOCK_SIZE_N", 32}});
-  const Folder results;
-  record(results.path, "a.jsonl", identity(),
+  const TemporaryFolder results;
+  record(results.path(), "a.jsonl", identity(),
          {{measured(slow, 1e6), 0, 1.0}, {measured(fast, 9e5), 0, 1.0}});
-  const auto evaluator = offline(results.path);
+  const auto evaluator = offline(results.path());
   for (const int warps : {2, 4, 8}) {
     const Trial trial =
         evaluator->evaluate(request(Stage::gemm1, {{"BLOCK_SIZE_N", 128}, {"NUM_WARPS", warps}}));
@@ -211,16 +202,16 @@ TEST_CASE("offline: the most careful record of a plan counts") {
   const Request known = request(Stage::gemm1);
   JournalTrial glance{measured(known, 50), 0, 1.0};
   glance.trial.screened_out = true;
-  const Folder results;
-  record(results.path, "a.jsonl", identity(),
+  const TemporaryFolder results;
+  record(results.path(), "a.jsonl", identity(),
          {{measured(known, 42), 2, 1.0}, {measured(known, 40), 0, 2.0}});
-  record(results.path, "b.jsonl", identity(), {glance});
-  CHECK(offline(results.path)->evaluate(known).timing.median_us == 42);
+  record(results.path(), "b.jsonl", identity(), {glance});
+  CHECK(offline(results.path())->evaluate(known).timing.median_us == 42);
 }
 
 TEST_CASE("offline: records of another GPU, layer, dtype or routing, and failures, are not used") {
   const Request known = request(Stage::gemm1);
-  const Folder results;
+  const TemporaryFolder results;
   int number = 0;
   for (const auto& [key, value] :
        std::vector<std::pair<const char*, nlohmann::ordered_json>>{{"gpu", "NVIDIA H100"},
@@ -230,29 +221,30 @@ TEST_CASE("offline: records of another GPU, layer, dtype or routing, and failure
                                                                    {"routing", "zipf:1"}}) {
     auto other = identity();
     other[key] = value;
-    record(results.path, std::to_string(number++) + ".jsonl", other, {{measured(known, 1), 0, 1}});
+    record(results.path(), std::to_string(number++) + ".jsonl", other,
+           {{measured(known, 1), 0, 1}});
   }
   JournalTrial wrong{measured(known, 1), 0, 1.0};
   wrong.trial.status = TrialStatus::wrong_result;
   JournalTrial guess{measured(known, 1), 0, 1.0};
   guess.trial.source = Source::predicted;
-  record(results.path, "same.jsonl", identity(), {wrong, guess});
-  CHECK(offline(results.path)->evaluate(known).source == Source::predicted);
+  record(results.path(), "same.jsonl", identity(), {wrong, guess});
+  CHECK(offline(results.path())->evaluate(known).source == Source::predicted);
 }
 
 TEST_CASE("offline: files that are not whole journals cost only themselves") {
   spdlog::set_level(spdlog::level::off);
   const Request known = request(Stage::gemm1);
-  const Folder results;
-  record(results.path, "m.jsonl", identity(), {{measured(known, 42), 0, 1.0}});
-  const std::string folder = results.path + "/NVIDIA_H200/journals/";
+  const TemporaryFolder results;
+  record(results.path(), "m.jsonl", identity(), {{measured(known, 42), 0, 1.0}});
+  const std::string folder = results.path() + "/NVIDIA_H200/journals/";
   std::ofstream(folder + "m.jsonl", std::ios::app) << "{\"record\": \"tri";
   std::ofstream(folder + "a.jsonl") << "\x01 not a journal\n";
   std::ofstream(folder + "b.jsonl") << "";
   std::ofstream(folder + "z.jsonl") << "[1, 2]\n{}\n";
   std::ofstream(folder + "table.json") << "{}";
-  const Trial trial = offline(results.path)->evaluate(known);
+  const Trial trial = offline(results.path())->evaluate(known);
   CHECK(trial.source == Source::recorded);
   CHECK(trial.timing.median_us == 42);
-  CHECK(offline(results.path + "/absent")->evaluate(known).source == Source::predicted);
+  CHECK(offline(results.path() + "/absent")->evaluate(known).source == Source::predicted);
 }

@@ -79,7 +79,7 @@ struct Seen {
 };
 
 Seen look_at(const std::string& page, const std::string& more = "") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   write_file_atomically(directory.file("page.html"), with_probe(page));
   // --no-sandbox: as root, in a container, it has none to offer. No network: nothing may need it.
   const std::string command = fmt::format(

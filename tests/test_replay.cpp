@@ -10,6 +10,7 @@
 #include "core/text.hpp"
 #include "search/strategy.hpp"
 #include "tests/synthetic_grid.hpp"
+#include "tests/temporary_folder.hpp"
 #include "tune/gzip.hpp"
 #include "tune/recording.hpp"
 #include "tune/replay.hpp"
@@ -18,15 +19,6 @@
 using namespace moetune;
 
 namespace {
-
-struct Folder {
-  Folder() {
-    path = (std::filesystem::temp_directory_path() / "moetune_XXXXXX").string();
-    if (mkdtemp(path.data()) == nullptr) throw std::runtime_error("mkdtemp");
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string path;
-};
 
 void compress(const std::string& from, const std::string& to) {
   const std::string text = read_file(from);
@@ -43,8 +35,8 @@ Problem problem() {
 
 // Few rows, then so many that the best tile changes.
 Recording recording(const std::vector<std::int64_t>& token_counts = {16, 24, 1024, 2048}) {
-  const Folder folder;
-  const std::string path = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() + "/grid.jsonl";
   synthetic::write_journal(path, known_gpu("h200"), problem(), token_counts);
   return read_recording(path);
 }
@@ -92,21 +84,21 @@ TEST_CASE(
 }
 
 TEST_CASE("recording: compressed journals are read, damaged ones are refused by name") {
-  const Folder folder;
-  const std::string plain = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string plain = folder.path() + "/grid.jsonl";
   synthetic::write_journal(plain, known_gpu("h200"), problem(), {1024});
   compress(plain, plain + ".gz");
   CHECK(read_maybe_gzip(plain + ".gz") == read_file(plain));
   CHECK(read_recording(plain + ".gz").entries.size() == 2);
   std::filesystem::resize_file(plain + ".gz", 5000);
   CHECK_THROWS_WITH_AS(read_recording(plain + ".gz"), doctest::Contains("grid.jsonl.gz"), Error);
-  CHECK_THROWS_WITH_AS(read_recording(folder.path + "/none.jsonl.gz"), doctest::Contains("none"),
+  CHECK_THROWS_WITH_AS(read_recording(folder.path() + "/none.jsonl.gz"), doctest::Contains("none"),
                        Error);
 }
 
 TEST_CASE("recording: a GPU and kernels that are not known any more leave times, and say so") {
-  const Folder folder;
-  const std::string path = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() + "/grid.jsonl";
   synthetic::write_journal(path, known_gpu("h200"), problem(), {1024});
   std::string text = read_file(path);
   text.replace(text.find("NVIDIA H200"), 11, "NVIDIA H2000");
@@ -119,8 +111,8 @@ TEST_CASE("recording: a GPU and kernels that are not known any more leave times,
 }
 
 TEST_CASE("recording: a journal without a look is refused") {
-  const Folder folder;
-  const std::string path = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() + "/grid.jsonl";
   synthetic::write_journal(path, known_gpu("h200"), problem(), {});
   CHECK_THROWS_WITH_AS(read_recording(path), doctest::Contains("search --grid"), Error);
 }
@@ -168,8 +160,8 @@ TEST_CASE("replay: where a strategy ends too early, what is left follows") {
 }
 
 TEST_CASE("replay: every strategy stays within the record, also where that lacks the reference") {
-  const Folder folder;
-  const std::string path = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() + "/grid.jsonl";
   synthetic::write_journal(path, known_gpu("h200"), problem(), {2048});
   std::string text;
   std::string line;
@@ -266,8 +258,8 @@ TEST_CASE("replay summary: what never got there counts as infinite, and goes on 
 }
 
 TEST_CASE("t4: a result for each first look, with what the schema requires") {
-  const Folder folder;
-  const std::string path = folder.path + "/grid.jsonl";
+  const TemporaryFolder folder;
+  const std::string path = folder.path() + "/grid.jsonl";
   synthetic::write_journal(path, known_gpu("h200"), problem(), {1024});
   const JournalContents journal = read_journal(path);
   const auto json = t4_json(journal);

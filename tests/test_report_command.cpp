@@ -25,7 +25,7 @@ struct Result {
 };
 
 Result run(const std::string& arguments) {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string out = directory.file("out"), err = directory.file("err");
   const int status =
       std::system(fmt::format("{} {} >'{}' 2>'{}'", MOETUNE_PROGRAM, arguments, out, err).c_str());
@@ -39,7 +39,7 @@ bool holds(const std::string& text, const std::string& part) {
 }  // namespace
 
 TEST_CASE("report command: writes a page that needs no other file") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const Result result =
       run(fmt::format("report '{}' --out '{}'", kJournal, directory.file("a.html")));
   CAPTURE(result.err);
@@ -55,7 +55,7 @@ TEST_CASE("report command: writes a page that needs no other file") {
 }
 
 TEST_CASE("report command: --markdown prints and writes nothing") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   fs::copy_file(kJournal, directory.file("a.jsonl"));
   const Result result = run(fmt::format("report --markdown '{}'", directory.file("a.jsonl")));
   CHECK(result.code == 0);
@@ -64,7 +64,7 @@ TEST_CASE("report command: --markdown prints and writes nothing") {
 }
 
 TEST_CASE("report command: takes the table that lies beside the journal") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string results = directory.file("results/NVIDIA_H200");
   fs::create_directories(results);
   fs::copy_file(kJournal, results + "/" + kStem + ".jsonl");
@@ -86,7 +86,7 @@ TEST_CASE("report command: takes the table that lies beside the journal") {
 }
 
 TEST_CASE("report command: what is no journal, and a page that cannot be written, are one line") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   std::ofstream(directory.file("no.jsonl")) << "{}\n";
   const Result none = run(fmt::format("report '{}'", directory.file("no.jsonl")));
   CHECK(none.code == 2);
@@ -108,7 +108,7 @@ TEST_CASE("report command: --pareto of what nobody measured says what would meas
 }
 
 TEST_CASE("merge command: shards in any order, what was there before takes part") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table one = sample_table(), two = sample_table();
   one.entries.erase(64);
   two.entries.erase(1);
@@ -137,7 +137,7 @@ TEST_CASE("merge command: shards in any order, what was there before takes part"
 }
 
 TEST_CASE("merge command: what does not belong together is refused, and nothing is touched") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table table = sample_table();
   write_table(directory.file("one"), table);
   table.entries.erase(1);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/text.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moetune;
 using Json = nlohmann::ordered_json;
@@ -24,16 +25,11 @@ const std::string kStem = "E=8,N=256,H=256,topk=2,device_name=NVIDIA_H200";
 
 // A folder for outputs and compiled kernels, and searches that write into it.
 struct Search {
-  std::string folder;
-  std::string out_dir;
+  TemporaryFolder temporary;
+  const std::string& folder = temporary.path();
+  std::string out_dir = folder;
   std::vector<std::string> layer{"--shape", "8,2,256,256", "--device", "offline:h200"};
 
-  Search() {
-    folder = (fs::temp_directory_path() / "moetune_search_XXXXXX").string();
-    REQUIRE(mkdtemp(folder.data()) != nullptr);
-    out_dir = folder;
-  }
-  ~Search() { fs::remove_all(folder); }
   std::string table() const { return folder + "/configs/tuned/NVIDIA_H200/" + kStem + ".json"; }
   std::string journal() const {
     return folder + "/results/NVIDIA_H200/" + kStem + ".offline.jsonl";

@@ -57,7 +57,7 @@ TEST_CASE("poisson: there is always a request, however low the rate") {
 }
 
 TEST_CASE("trace: lines are read, and what is wrong is named by file and line") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = directory.file("trace.txt");
   const auto read = [&](const std::string& text) {
     std::ofstream(path) << text;

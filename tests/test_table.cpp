@@ -64,7 +64,7 @@ TEST_CASE("table: names follow the convention of MoE users, with what it lacks")
 }
 
 TEST_CASE("table: what is written is read back the same") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table table = sample_table();
   table.seed = std::numeric_limits<std::uint64_t>::max();
   table.entries.at(8).source = Source::predicted;
@@ -213,7 +213,7 @@ TEST_CASE("table: numbers and objects beyond all measure are refused") {
                 for (int i = 0; i < 5000; ++i) json["entries"][std::to_string(100 + i)] = 1;
               }),
               "more than 4096 members"));
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   std::ofstream(directory.file("huge.json")) << "{";
   std::filesystem::resize_file(directory.file("huge.json"), std::uintmax_t{1} << 40);
   CHECK_THROWS_WITH_AS(read_table(directory.file("huge.json")),
@@ -221,7 +221,7 @@ TEST_CASE("table: numbers and objects beyond all measure are refused") {
 }
 
 TEST_CASE("table: what is no file is refused") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   CHECK_THROWS_AS(read_table(directory.file("absent.json")), Error);
   CHECK_THROWS_WITH_AS(read_table(directory.path()), doctest::Contains("not a regular file"),
                        Error);

@@ -23,7 +23,7 @@ struct Result {
 };
 
 Result validate(const std::string& arguments) {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string out = directory.file("out"), err = directory.file("err");
   const int status = std::system(
       fmt::format("{} validate {} >'{}' 2>'{}'", MOETUNE_PROGRAM, arguments, out, err).c_str());
@@ -46,7 +46,7 @@ constexpr const char* kOffline = "--device offline:h200 --tokens 1,8,64";
 }  // namespace
 
 TEST_CASE("validate command: a good table exits with 0 and says what was not checked") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), current_table());
   const Result result = validate(fmt::format("'{}' {}", path, kOffline));
   CAPTURE(result.out + result.err);
@@ -56,7 +56,7 @@ TEST_CASE("validate command: a good table exits with 0 and says what was not che
 }
 
 TEST_CASE("validate command: a table that falls short exits with 1") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table table = current_table();
   table.entries.at(8).source = Source::predicted;
   const std::string path = write_table(directory.path(), table);
@@ -71,7 +71,7 @@ TEST_CASE("validate command: a table that falls short exits with 1") {
 }
 
 TEST_CASE("validate command: JSON on stdout and JUnit in a file") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), current_table());
   const std::string junit = directory.file("junit.xml");
   const Result result = validate(fmt::format("'{}' {} --json --junit '{}'", path, kOffline, junit));
@@ -86,7 +86,7 @@ TEST_CASE("validate command: JSON on stdout and JUnit in a file") {
 }
 
 TEST_CASE("validate command: hostile files exit with 2, one line each, and hide no other table") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string good = write_table(directory.path(), current_table());
   const std::string text = read_file(good);
   std::vector<std::string> paths;
@@ -130,7 +130,7 @@ TEST_CASE("validate command: hostile files exit with 2, one line each, and hide 
 }
 
 TEST_CASE("validate command: bad usage exits with 2, a GPU that is not there with 3") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), current_table());
   CHECK(validate("").code == 2);
   for (const char* option : {"--tokens 0", "--tokens -1", "--tokens x", "--max-regression -1",

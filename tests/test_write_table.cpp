@@ -42,7 +42,7 @@ bool fails_to_write_in_child(const std::function<void()>& prepare,
 }  // namespace
 
 TEST_CASE("write_table: merges with a table of the same identity") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table old = sample_table();
   old.identity.driver = "570.1";
   old.identity.shape.model = "custom";
@@ -62,7 +62,7 @@ TEST_CASE("write_table: merges with a table of the same identity") {
 
 TEST_CASE(
     "write_table: what an interrupted search left out is missing until any search fills it in") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   Table interrupted = sample_table();
   interrupted.entries.erase(1);
   interrupted.missing = {1, 4096};
@@ -77,7 +77,7 @@ TEST_CASE(
 }
 
 TEST_CASE("write_table: a table of another identity, or what is no table, is kept beside") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const Table fresh = sample_table();
   for (const auto& change : std::vector<std::function<void(Table&)>>{
            [](Table& table) { table.identity.kernels_hash = "other"; },
@@ -102,7 +102,7 @@ TEST_CASE("write_table: a table of another identity, or what is no table, is kep
 }
 
 TEST_CASE("write_table: what a reader would refuse is not written") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), sample_table());
   const std::string before = read_file(path);
   Table bad = sample_table();
@@ -115,7 +115,7 @@ TEST_CASE("write_table: what a reader would refuse is not written") {
 }
 
 TEST_CASE("write_table: writers at the same time lose no entry") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   std::vector<std::thread> writers;
   for (int i = 0; i < 8; ++i) {
     writers.emplace_back([&, i] {
@@ -129,7 +129,7 @@ TEST_CASE("write_table: writers at the same time lose no entry") {
 }
 
 TEST_CASE("write_table: a full disk is an error and the old table stays") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), sample_table());
   const std::string before = read_file(path);
   Table merged = sample_table();
@@ -150,7 +150,7 @@ TEST_CASE("write_table: a full disk is an error and the old table stays") {
 }
 
 TEST_CASE("write_table: a directory that cannot be written is an error and the old table stays") {
-  const TemporaryDirectory directory;
+  const TemporaryFolder directory;
   const std::string path = write_table(directory.path(), sample_table());
   const std::string before = read_file(path);
   CHECK_THROWS_AS(write_table(path + "/below-a-file", sample_table()), Error);

@@ -300,7 +300,6 @@ HopperConfig hopper_config(const Problem& problem, Stage stage, const Point& poi
   const bool first = stage == Stage::gemm1;
   const bool fp8 = point.at("FP8") == 1;
   const bool gathers = first && point.value_or("GATHER", 1) == 1;
-  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
   const LayerShape& shape = problem.shape;
   const Scales scales = !fp8                                 ? Scales::none
                         : problem.dtype == Dtype::fp8_tensor ? Scales::tensor

@@ -7,14 +7,6 @@
 #include "kernels/expected.hpp"
 
 namespace moetune {
-namespace {
-
-int narrow(std::int64_t value) {
-  return static_cast<int>(value);
-}
-
-}  // namespace
-
 std::string_view to_string(Mxfp8Path path) {
   switch (path) {
     case Mxfp8Path::native:

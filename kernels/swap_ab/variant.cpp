@@ -259,7 +259,6 @@ double SwapAb::predict_us(const Gpu& gpu, const Problem& problem, Stage stage,
 Config config_of(const Problem& problem, Stage stage, const Point& point) {
   const bool first = stage == Stage::gemm1;
   const bool fp8 = point.at("FP8") == 1;
-  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
   const LayerShape& shape = problem.shape;
   Config c{.block_m = point.at("BLOCK_SIZE_M"),
            .block_n = point.at("BLOCK_SIZE_N"),

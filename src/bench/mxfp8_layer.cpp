@@ -23,9 +23,6 @@ constexpr int kGroupM = 8;                        // row tiles of an expert walk
 std::size_t bytes(std::int64_t count, std::int64_t size) {
   return static_cast<std::size_t>(count * size);
 }
-int narrow(std::int64_t value) {
-  return static_cast<int>(value);
-}
 int index_of(Stage stage) {
   return stage == Stage::gemm1 ? 0 : 1;
 }

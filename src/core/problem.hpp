@@ -7,6 +7,11 @@
 
 namespace moetune {
 
+// For kernels, which take 32 bits where that is enough.
+constexpr int narrow(std::int64_t value) {
+  return static_cast<int>(value);
+}
+
 // How weights and activations are stored and multiplied.
 //   bf16        both operands bfloat16
 //   fp8_block   e4m3; fp32 scales, activations per 1x128 of K, weights per 128x128

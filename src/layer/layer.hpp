@@ -112,6 +112,8 @@ class Layer {
   std::int64_t workspace_bytes() const;
 
  private:
+  static constexpr std::int64_t kSortBlocks = 128;  // at most, where one block does not sort all
+
   void gemm(Stage stage, const GemmStep& step, TokenBatch& batch, int routing);
   void joined(const GemmStep& gemm1, const GemmStep& gemm2, TokenBatch& batch, int routing);
   void decode(const GemmStep& step, TokenBatch& batch, int routing);

@@ -1,6 +1,5 @@
 #include <doctest/doctest.h>
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>

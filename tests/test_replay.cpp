@@ -1,10 +1,8 @@
 // Recordings, strategies on them, and what comes out: figures, a plot, an export.
 #include <doctest/doctest.h>
-#include <unistd.h>
 #include <zlib.h>
 
 #include <filesystem>
-#include <stdexcept>
 
 #include "core/error.hpp"
 #include "core/text.hpp"

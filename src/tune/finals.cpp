@@ -73,12 +73,7 @@ Trial merge(std::span<const Trial> rounds) {
 
 // FP8, and which kernels of their own a layer has around a GEMM: FUSE_COMBINE, GATHER. Their cost
 // there is not what they add to the GEMM timed by itself.
-struct Surroundings {
-  int fp8 = 0;
-  int fuse_combine = 0;
-  int gather = 0;
-  auto operator<=>(const Surroundings&) const = default;
-};
+using Surroundings = std::tuple<int, int, int>;
 Surroundings surroundings(const Plan& plan) {
   const Point& point = plan.steps.front().point;
   return {point.value_or("FP8", 0), point.value_or("FUSE_COMBINE", 0), point.value_or("GATHER", 1)};
@@ -109,12 +104,12 @@ class Fastest {
   explicit Fastest(Stage stage) : by_itself_(stage != Stage::layer) {}
   void add(const Final& one) {
     const double us = one.mean_us();
-    for (double* best : {&best_us_[key(one)], &of_fp8_[key(one).fp8]})
+    for (double* best : {&best_us_[key(one)], &of_fp8_[std::get<0>(key(one))]})
       *best = *best == 0 ? us : std::min(*best, us);
   }
   double rival_us(const Final& one) const {
     const double own = best_us_.at(key(one));
-    const double all = of_fp8_.at(key(one).fp8);
+    const double all = of_fp8_.at(std::get<0>(key(one)));
     return own <= all * kOtherSurroundings ? own : all;
   }
 
@@ -150,13 +145,13 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
   std::map<std::pair<Surroundings, std::string_view>, int> of_kind;
   for (auto it = trials.begin(); it != trials.end(); ++it) {
     const Trial& trial = *it;
-    const Surroundings around = surroundings(trial.plan);
-    const bool alike = around == surroundings(fastest->plan);
+    const int fp8 = std::get<0>(surroundings(trial.plan));
+    const bool alike = surroundings(trial.plan) == surroundings(fastest->plan);
     const double reach = alike ? band : std::max(band, kOtherSurroundings);
     const bool is_near = trial.timing.median_us <= best_us * reach + kLaunchUs;
-    const bool first_fp8 = fp8_seen.insert(around.fp8).second;
+    const bool first_fp8 = fp8_seen.insert(fp8).second;
     const std::string_view variant = trial.plan.steps.front().variant;
-    const bool of_its_kind = is_near && ++of_kind[{around, variant}] <= kOfAKind;
+    const bool of_its_kind = is_near && ++of_kind[{surroundings(trial.plan), variant}] <= kOfAKind;
     if (it == fastest || first_fp8 || of_its_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);

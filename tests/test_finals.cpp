@@ -36,14 +36,18 @@ TEST_CASE("pick: the fastest within the band, and the first of each fp8 choice")
   CHECK(times(pick(trials, 4, 1.1)) == std::vector<double>{100, 105, 106, 107, 300});
   CHECK(times(pick(trials, 9, 1.1)) == std::vector<double>{100, 105, 106, 107, 108, 300});
   CHECK(times(pick(trials, 1, 1.01)) == std::vector<double>{100, 300});
-  const std::vector<Trial> settled{trial(101, 1, 0), trial(100.5, 1, 0), trial(100, 1, 0)};
+  const std::vector<Trial> settled{trial(101, 1, 0), trial(100.5, 1, 0, 8), trial(100, 1, 0, 16)};
   CHECK(times(pick(settled, 1, 1.0)) == std::vector<double>{101, 100.5, 100});
   CHECK(pick({}, 2, 1.1).empty());
 }
 
 TEST_CASE("pick: other variants and ways of the sum too, where a launch less may make up for it") {
   std::vector<Trial> small{trial(8, 1, 0)};
-  for (const double us : {9.0, 9.1, 9.2, 9.3, 10.3}) small.push_back(trial(us, 1, 1));
+  int warps = 1;
+  for (const double us : {9.0, 9.1, 9.2, 9.3, 10.3}) small.push_back(trial(us, 1, 1, warps++));
+  // The first one's kernel, its tiles in another order.
+  small.insert(small.begin() + 2, trial(9.05, 1, 1, 1));
+  small[2].plan.steps[0].point.set("GROUP_SIZE_M", 8);
   small.push_back(trial(9.4, 1, 1));
   small.back().plan.steps[0].variant = "swap_ab";
   CHECK(times(pick(small, 1, 1.03)) == std::vector<double>{8, 9, 9.1, 9.2, 9.4});

@@ -383,8 +383,9 @@ TEST_CASE("compiler: get jumps the queue") {
 TEST_CASE("compiler: what is for later waits until there is nothing else") {
   Compiler compiler("sm_80", "", 1, kFiles);
   compiler.submit(fill(32));
-  const auto later = compiler.submit(fill(64), true);
-  const auto wanted = compiler.submit(fill(96), true);
+  const auto perhaps = compiler.submit(fill(160), Urgency::perhaps);
+  const auto later = compiler.submit(fill(64), Urgency::later);
+  const auto wanted = compiler.submit(fill(96), Urgency::perhaps);
   const auto soon = compiler.submit(fill(128));
   compiler.submit(fill(96));  // is for later no more
   CHECK(soon.get()->ok());
@@ -392,6 +393,18 @@ TEST_CASE("compiler: what is for later waits until there is nothing else") {
   CHECK(wanted.get()->ok());
   CHECK(later.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
   CHECK(later.get()->ok());
+  CHECK(perhaps.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+  CHECK(perhaps.get()->ok());
+}
+
+TEST_CASE("compiler: of what perhaps nobody asks for, the last comes first") {
+  Compiler compiler("sm_80", "", 2, kFiles);
+  std::vector<std::shared_future<std::shared_ptr<const Cubin>>> perhaps;
+  for (int i = 1; i <= 40; ++i) perhaps.push_back(compiler.submit(fill(i), Urgency::perhaps));
+  CHECK(perhaps.back().get()->ok());
+  CHECK(perhaps[5].wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+  CHECK(compiler.get(fill(6))->ok());  // one that somebody does ask for
+  for (const auto& one : perhaps) CHECK(one.get()->ok());
 }
 
 TEST_CASE("compiler: its end drops what is queued, and every future is answered") {

@@ -112,6 +112,31 @@ TEST_CASE("sampling: a first sample above the limit is the only one") {
   CHECK(gpu.time({.stop_above_us = 1000}).num_samples == 20);
 }
 
+TEST_CASE("sampling: plans that take turns are compared at the same clock") {
+  // Plans of 100, 102 and 110 us; the order of a turn rotates. The clock steps down within the
+  // third turn, after its first plan (the last one), and again before the fifth.
+  const std::vector<double> times{100, 102, 110};
+  const std::vector<std::vector<double>> slowed{
+      {1, 1, 1.1, 1.1, 1.3}, {1, 1, 1.1, 1.1, 1.3}, {1, 1, 1.0, 1.1, 1.3}};
+  std::vector<std::vector<double>> samples(3);
+  for (std::size_t plan = 0; plan < 3; ++plan)
+    for (std::size_t turn = 0; turn < 5; ++turn)
+      samples[plan].push_back(times[plan] * slowed[plan][turn]);
+  std::vector<double> raw, level;
+  for (const auto& plan : samples) raw.push_back(summarise(plan).median_us);
+  CHECK(raw[2] < raw[1]);  // the slowest looks faster than the second
+  level_turns(samples);
+  for (const auto& plan : samples) level.push_back(summarise(plan).median_us);
+  CHECK(level[1] / level[0] == doctest::Approx(1.02));
+  CHECK(level[2] / level[0] == doctest::Approx(1.10));
+  CHECK(level[0] >= 100);  // of a clock that it ran at
+  CHECK(level[0] <= 110);
+
+  std::vector<std::vector<double>> alone{{10, 11, 12}};
+  level_turns(alone);
+  CHECK(alone[0] == std::vector<double>{10, 11, 12});
+}
+
 TEST_CASE("sampling: the clocks that count are near the median of those not slowed") {
   const auto of = [](const std::vector<ClockReading>& blocks) { return steady(blocks); };
   CHECK(of({{1000}, {1050}, {950}}) == std::vector{true, true, true});

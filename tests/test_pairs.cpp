@@ -1,9 +1,12 @@
-// Which pairs of GEMMs go into the finals of layers.
+// Which layers go into the finals.
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <set>
 
 #include "tests/fake_search.hpp"
+#include "tune/climb.hpp"
 #include "tune/pairs.hpp"
 
 using namespace moetune;
@@ -65,17 +68,20 @@ TEST_CASE("pairs: where they are few all go on, unmeasured") {
   CHECK(layers.evaluator.requests.empty());
 }
 
-TEST_CASE("pairs: of many a look at each GEMM beside the other's best finds the promising ones") {
+TEST_CASE("pairs: of many a round of each GEMM beside the other's best finds the promising ones") {
   // In layers the fourth second one is 30 us faster than its own time says.
   const auto time_us = [](const Plan& layer) { return sum(layer) - (m_of(layer, 1) == 103) * 30; };
   Layers layers(time_us);
   const std::vector<Plan> firsts = gemms("gemm1", 10);
   const std::vector<Plan> seconds = gemms("gemm2", 12);
   const std::vector<Plan> pairs = promising_pairs(layers.runner, firsts, seconds, kNumTokens);
-  CHECK(layers.evaluator.requests.size() == 10 + 12 - 1);
-  for (const Request& request : layers.evaluator.requests) {
+  // Each is checked; then all take turns.
+  CHECK(layers.evaluator.requests.size() == 2 * (10 + 12 - 1));
+  for (std::size_t i = 0; i < layers.evaluator.requests.size(); ++i) {
+    const Request& request = layers.evaluator.requests[i];
     CHECK(request.stage == Stage::layer);
-    CHECK_FALSE(request.thorough);
+    CHECK(request.thorough);
+    CHECK(request.beside.size() == (i < 21 ? 0 : 21));
   }
   REQUIRE(pairs.size() == 6);  // 173 us and at most 3 % more
   for (std::size_t i = 0; i < pairs.size(); ++i) {
@@ -110,4 +116,56 @@ TEST_CASE("pairs: both GEMMs have the same FP8 choice") {
   CHECK(contains(pairs, Plan{{firsts[5].steps[0], seconds[6].steps[0]}}));
   CHECK(contains(pairs, Plan{{firsts[0].steps[0], seconds[0].steps[0]}}));
   CHECK(promising_pairs(layers.runner, {}, seconds, kNumTokens).empty());
+}
+
+TEST_CASE("climb: from a short layer to the fastest one around it, step by step") {
+  // A ridge from M 64 to M 16 in both GEMMs, with N 128 the best of GEMM1 and N 32 of GEMM2.
+  const auto ridge = [](const Plan& layer) {
+    double us = 20;
+    for (const Step& step : layer.steps) {
+      us += std::log2(step.point.at("BLOCK_SIZE_M") / 16.0);
+      us +=
+          std::abs(std::log2(step.point.at("BLOCK_SIZE_N") / (step.op == "gemm1" ? 128.0 : 32.0)));
+    }
+    return us;
+  };
+  const auto climb_in = [](Layers& layers, std::vector<int> starts_n = {64}) {
+    const Gpu& gpu = layers.evaluator.gpu();
+    const Proposals stages[] = {{layers.fake.settings, gpu, layers.fake.problem, Stage::gemm1},
+                                {layers.fake.settings, gpu, layers.fake.problem, Stage::gemm2}};
+    std::vector<Plan> starts;
+    for (const int n : starts_n) {
+      starts.push_back(reference(gpu, layers.fake.problem));
+      starts.back().steps[1].point.set("BLOCK_SIZE_M", 32);
+      starts.back().steps[1].point.set("BLOCK_SIZE_N", n);
+    }
+    return climb(layers.runner, stages, starts);
+  };
+  Layers layers(ridge);
+  const std::vector<Plan> found = climb_in(layers);
+  REQUIRE_FALSE(found.empty());
+  CHECK(ridge(found.front()) == doctest::Approx(21));  // four steps from 25
+  std::set<std::string> looked_at;
+  for (const Request& request : layers.evaluator.requests) {
+    CHECK_FALSE(request.thorough);
+    CHECK(looked_at.insert(request.plan.key()).second);
+  }
+
+  // From the fastest start no step gains; from the next one does.
+  const auto trap = [](const Plan& layer) {
+    const int n = layer.steps[1].point.at("BLOCK_SIZE_N");
+    return n == 256 ? 18.0 : n == 128 ? 21.5 : n == 64 ? 21.0 : 25.0;
+  };
+  Layers one(trap), two(trap);
+  CHECK(trap(climb_in(one).front()) == 21);
+  CHECK(trap(climb_in(two, {64, 128}).front()) == 18);
+
+  Layers flat([](const Plan&) { return 50.0; });
+  CHECK(climb_in(flat).size() == 6);
+  CHECK(flat.evaluator.requests.size() == 1 + 8);  // one step around, no gain
+  Layers large([](const Plan&) { return 101.0; });
+  CHECK(climb_in(large).empty());
+  CHECK(large.evaluator.requests.size() == 1);
+  Layers broken([](const Plan&) { return -1.0; });
+  CHECK(climb_in(broken).empty());
 }

@@ -256,7 +256,7 @@ TEST_CASE(
       later.back().num_tokens = 128;
       later.push_back(later.back());
       later.back().plan.steps[0].point.set("BLOCK_SIZE_M", 1000 + i);
-      later.back().thorough = true;
+      later.back().urgency = Urgency::perhaps;
     }
     pool.prefetch(later);
     pool.prefetch(std::vector{look(1)});
@@ -272,7 +272,7 @@ TEST_CASE(
   for (const Request& request : seen.evaluated[1]) CHECK(request.num_tokens == 64);
   std::size_t num_ahead = 0;
   for (const Request& request : seen.evaluated[2]) {
-    CHECK_FALSE(request.thorough);
+    CHECK(request.urgency != Urgency::perhaps);
     num_ahead += request.num_tokens == 128;
   }
   CHECK(num_ahead >= 15);

@@ -211,6 +211,30 @@ TEST_CASE("search: ablation starts where it is told and reports each parameter's
   CHECK_THROWS_WITH_AS(fake.run(evaluator), doctest::Contains("BLOCK_SIZE_Q"), Error);
 }
 
+TEST_CASE("search: a GEMM that only layers show to be the fastest wins") {
+  FakeSearch fake;
+  fake.settings.num_finalists = 1;
+  FakeEvaluator evaluator;
+  const auto is_it = [](const Step& step) {
+    return step.point.at("BLOCK_SIZE_M") == 16 && step.point.at("BLOCK_SIZE_N") == 256;
+  };
+  // All GEMM2s are near the fastest, this one the last of them.
+  evaluator.alter = [&](const Request& request, Trial& trial) {
+    const Step* gemm2 = request.plan.find("gemm2");
+    if (request.stage == Stage::gemm2) {
+      trial.timing.median_us = is_it(*gemm2) ? 100.9 : 100 + trial.timing.median_us / 1000;
+      trial.screened_out = false;
+    } else if (request.stage == Stage::layer && is_it(*gemm2)) {
+      trial.timing.median_us = 90;
+    }
+  };
+  const SearchResult result = fake.run(evaluator);
+  for (const auto& [num_tokens, entry] : result.table.entries) {
+    CHECK(point_of(entry, "gemm2", "BLOCK_SIZE_M") == 16);
+    CHECK(point_of(entry, "gemm2", "BLOCK_SIZE_N") == 256);
+  }
+}
+
 TEST_CASE("search: a smaller search makes no entry of the table worse") {
   FakeSearch fake;
   FakeEvaluator evaluator;
@@ -266,7 +290,7 @@ TEST_CASE(
   std::map<std::int64_t, std::size_t> announced_at;         // requests done by then, by token count
   evaluator.on_prefetch = [&](std::span<const Request> announced) {
     for (const Request& request : announced) {
-      if (!request.is_later) continue;
+      if (request.urgency != Urgency::later) continue;
       ++for_later[{request.num_tokens, request.stage}];
       announced_at.try_emplace(request.num_tokens, evaluator.requests.size());
     }

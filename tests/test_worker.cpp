@@ -103,14 +103,15 @@ TEST_CASE("worker: a request is read as it was sent") {
   Request sent = request("ok");
   sent.stage = Stage::gemm2;
   sent.stop_above_us = 1.5;
-  sent.thorough = sent.is_later = true;
+  sent.thorough = true;
+  sent.urgency = Urgency::perhaps;
   sent.num_samples = kRoundSamples;
   sent.beside = {request("ok").plan, request("other").plan};
   const Request got = decode_request(encode(sent));
   CHECK(encode(got) == encode(sent));
   CHECK(got.beside == sent.beside);
   CHECK(got.num_samples == kRoundSamples);
-  CHECK(got.is_later);
+  CHECK(got.urgency == Urgency::perhaps);
 }
 
 TEST_CASE("worker: prefetch reaches the child without an answer, and its errors are no loss") {

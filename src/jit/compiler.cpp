@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -24,9 +25,12 @@ namespace {
 
 using CubinPtr = std::shared_ptr<const Cubin>;
 
+constexpr std::array kUrgencies{Urgency::next, Urgency::later, Urgency::perhaps};
+
 struct Job {
   explicit Job(KernelSource s) : source(std::move(s)), result(promise.get_future()) {}
   KernelSource source;
+  Urgency urgency = Urgency::next;
   std::promise<CubinPtr> promise;
   std::shared_future<CubinPtr> result;
 };
@@ -55,6 +59,7 @@ struct Compiler::Impl {
     nvrtc_version();  // a missing toolkit is told here, not once for every source
     if (num_threads <= 0) num_threads = static_cast<int>(std::thread::hardware_concurrency());
     num_threads = std::max(num_threads, 1);
+    most_perhaps = std::max(num_threads / 2, 1);
     const bool may_share = !program.empty() && files.data() == embedded_kernels().data();
     for (int i = kThreadsAProcess; may_share && i < num_threads; i += kThreadsAProcess) {
       workers.push_back(start_worker(program, std::min(num_threads - i, kThreadsAProcess)));
@@ -63,19 +68,35 @@ struct Compiler::Impl {
       const auto place = static_cast<std::size_t>(i / kThreadsAProcess);
       CompileWorker* worker = place == 0 || !may_share ? nullptr : workers[place - 1].get();
       threads.emplace_back([this, worker](std::stop_token stop) {
-        while (const auto job = next(stop)) run(*job, worker);
+        while (const auto job = next(stop)) {
+          run(*job, worker);
+          end(*job);
+        }
       });
     }
   }
 
   std::shared_ptr<Job> next(std::stop_token stop) {
     std::unique_lock lock(mutex);
-    const auto has_work = [&] { return !queue.empty() || !later.empty(); };
+    const auto may_take = [&](Urgency urgency) {
+      if (queue_of(urgency).empty()) return false;
+      return urgency != Urgency::perhaps || num_perhaps < most_perhaps;
+    };
+    const auto first = [&] { return std::find_if(kUrgencies.begin(), kUrgencies.end(), may_take); };
+    const auto has_work = [&] { return first() != kUrgencies.end(); };
     if (!wake.wait(lock, stop, has_work) || stop.stop_requested()) return nullptr;
-    std::deque<std::shared_ptr<Job>>& from = queue.empty() ? later : queue;
+    std::deque<std::shared_ptr<Job>>& from = queue_of(*first());
     auto job = from.front();
     from.pop_front();
+    if (job->urgency == Urgency::perhaps) ++num_perhaps;
     return job;
+  }
+
+  void end(const Job& job) {
+    if (job.urgency != Urgency::perhaps) return;
+    const std::lock_guard lock(mutex);
+    --num_perhaps;
+    wake.notify_one();
   }
 
   void run(Job& job, CompileWorker* worker) {
@@ -109,38 +130,41 @@ struct Compiler::Impl {
     return cubin;
   }
 
-  enum class Urgency { later, soon, now };
+  std::deque<std::shared_ptr<Job>>& queue_of(Urgency urgency) {
+    return queues.at(static_cast<std::size_t>(urgency));
+  }
 
-  std::shared_ptr<Job> enqueue(const KernelSource& source, Urgency urgency) {
+  // `now`: ahead of all others.
+  std::shared_ptr<Job> enqueue(const KernelSource& source, Urgency urgency, bool now = false) {
     const std::lock_guard lock(mutex);
     auto& job = jobs[identity(source)];
-    if (!job) {
+    const bool is_new = !job;
+    if (is_new) {
       job = std::make_shared<Job>(source);
-      (urgency == Urgency::later ? later : queue).push_back(job);
-      wake.notify_one();
-    } else if (urgency != Urgency::later) {
-      if (const auto at = std::find(later.begin(), later.end(), job); at != later.end()) {
-        later.erase(at);
-        queue.push_back(job);
-      }
+    } else if (urgency < job->urgency || now) {
+      std::deque<std::shared_ptr<Job>>& before = queue_of(job->urgency);
+      const auto at = std::find(before.begin(), before.end(), job);
+      if (at == before.end()) return job;  // being compiled
+      before.erase(at);
+    } else {
+      return job;
     }
-    if (urgency == Urgency::now) {
-      const auto at = std::find(queue.begin(), queue.end(), job);
-      if (at != queue.end()) std::rotate(queue.begin(), at, at + 1);
-    }
+    job->urgency = urgency;
+    std::deque<std::shared_ptr<Job>>& queue = queue_of(urgency);
+    queue.insert(now || urgency == Urgency::perhaps ? queue.begin() : queue.end(), job);
+    wake.notify_one();
     return job;
   }
 
-  void drop_queue() {
+  void drop_queues() {
     const std::lock_guard lock(mutex);
-    queue.insert(queue.end(), later.begin(), later.end());
-    later.clear();
-    for (const auto& job : queue) {
-      Cubin dropped;
-      dropped.error = "not compiled: the compiler was shut down first";
-      job->promise.set_value(std::make_shared<const Cubin>(std::move(dropped)));
+    for (auto& queue : queues) {
+      for (const auto& job : std::exchange(queue, {})) {
+        Cubin dropped;
+        dropped.error = "not compiled: the compiler was shut down first";
+        job->promise.set_value(std::make_shared<const Cubin>(std::move(dropped)));
+      }
     }
-    queue.clear();
   }
 
   const std::string arch;
@@ -148,8 +172,9 @@ struct Compiler::Impl {
   Cache cache;
   std::mutex mutex;  // guards all below but the threads
   std::condition_variable_any wake;
-  std::deque<std::shared_ptr<Job>> queue;
-  std::deque<std::shared_ptr<Job>> later;  // when the queue is empty
+  std::array<std::deque<std::shared_ptr<Job>>, kUrgencies.size()> queues;
+  int num_perhaps = 0;  // of these, being compiled
+  int most_perhaps = 1;
   std::unordered_map<std::string, std::shared_ptr<Job>> jobs;
   Stats stats;
   std::vector<std::unique_ptr<CompileWorker>> workers;
@@ -162,7 +187,7 @@ Compiler::Compiler(std::string arch, std::string cache_dir, int num_threads,
                                    program)) {}
 
 Compiler::~Compiler() {
-  impl_->drop_queue();
+  impl_->drop_queues();
 }
 
 const std::string& Compiler::arch() const {
@@ -170,12 +195,12 @@ const std::string& Compiler::arch() const {
 }
 
 std::shared_future<std::shared_ptr<const Cubin>> Compiler::submit(const KernelSource& source,
-                                                                  bool is_later) {
-  return impl_->enqueue(source, is_later ? Impl::Urgency::later : Impl::Urgency::soon)->result;
+                                                                  Urgency urgency) {
+  return impl_->enqueue(source, urgency)->result;
 }
 
 std::shared_ptr<const Cubin> Compiler::get(const KernelSource& source) {
-  return impl_->enqueue(source, Impl::Urgency::now)->result.get();
+  return impl_->enqueue(source, Urgency::next, true)->result.get();
 }
 
 Compiler::Stats Compiler::stats() const {

@@ -49,6 +49,12 @@ Cubin compile(const KernelSource& source, const std::string& arch,
 
 inline constexpr int kThreadsAProcess = 8;
 
+// When a kernel is wanted. Each kind is compiled where nothing of those before it waits: what is
+// asked for next, in order; what is asked for in a stage to come, in order; what perhaps nobody
+// asks for, the last submitted first and on half of the threads, so that the others take at once
+// what comes in.
+enum class Urgency { next, later, perhaps };
+
 class Compiler {
  public:
   // `cache_dir` empty: no cache. `num_threads` 0: one per core. `files` must outlive the compiler.
@@ -63,11 +69,10 @@ class Compiler {
   Compiler& operator=(const Compiler&) = delete;
 
   const std::string& arch() const;
-  // Queues a compilation (once per source); later calls return the same future. `is_later`: behind
-  // all that is not. The future of a compilation that the destructor drops gets a Cubin whose error
-  // says so.
+  // Queues a compilation (once per source); later calls return the same future and may make it more
+  // urgent. The future of a compilation that the destructor drops gets a Cubin whose error says so.
   std::shared_future<std::shared_ptr<const Cubin>> submit(const KernelSource& source,
-                                                          bool is_later = false);
+                                                          Urgency urgency = Urgency::next);
   // Submits at the front of the queue and waits.
   std::shared_ptr<const Cubin> get(const KernelSource& source);
   struct Stats {

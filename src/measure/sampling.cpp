@@ -31,6 +31,21 @@ Timing summarise(std::vector<double> samples) {
           .num_samples = static_cast<int>(samples.size())};
 }
 
+void level_turns(std::span<std::vector<double>> samples) {
+  if (samples.size() < 2) return;
+  std::vector<double> paces(samples.front().size(), 0);  // logarithms
+  for (const std::vector<double>& plan : samples) {
+    for (std::size_t turn = 0; turn < paces.size(); ++turn)
+      paces[turn] += std::log(plan[turn]) / static_cast<double>(samples.size());
+  }
+  std::vector<double> sorted = paces;
+  std::sort(sorted.begin(), sorted.end());
+  const double middle = percentile(sorted, 50);
+  for (std::vector<double>& plan : samples)
+    for (std::size_t turn = 0; turn < paces.size(); ++turn)
+      plan[turn] *= std::exp(middle - paces[turn]);
+}
+
 std::vector<bool> steady(std::span<const ClockReading> blocks) {
   std::vector<bool> counts;
   for (const ClockReading& block : blocks) counts.push_back(!block.is_slowed);

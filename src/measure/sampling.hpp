@@ -32,6 +32,12 @@ struct Sampler {
 // Median and percentiles. At least one sample.
 Timing summarise(std::vector<double> samples);
 
+// Takes out of samples[plan][turn] what a turn's have in common, such as a clock that stepped: each
+// is scaled by its turn's pace, the geometric mean over plans, against the median pace. Under load
+// a clock steps every few turns, and plans' medians would be of different clocks (blocking; Fisher:
+// The design of experiments, 1935). A single plan's samples stay as they are.
+void level_turns(std::span<std::vector<double>> samples);
+
 // Which blocks of samples count: those not slowed and with a clock within 5 % of the median of
 // theirs. The maximum clock is no yardstick: under a power cap no heavy GEMM reaches it.
 std::vector<bool> steady(std::span<const ClockReading> blocks);

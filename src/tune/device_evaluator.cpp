@@ -392,6 +392,7 @@ bool DeviceEvaluator::time_in_turns(const Request& request, Trial& trial) {
       samples[i].push_back(us / plans[i]->num_calls);
     }
   }
+  level_turns(samples);
   for (std::size_t i = 0; i < num_plans; ++i) {
     Trial measured = plans[i]->trial;
     measured.timing = summarise(std::move(samples[i]));

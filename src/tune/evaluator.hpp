@@ -11,6 +11,7 @@
 #include "core/gpu.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
+#include "jit/compiler.hpp"
 #include "tune/usage.hpp"
 
 namespace moetune {
@@ -28,8 +29,8 @@ struct Request {
   // In a later round of finals: the plans that it takes turns with, sample by sample, for under a
   // power limit clocks fall by a tenth within 100 ms. Those asked for next were measured with it.
   std::vector<Plan> beside = {};
-  // Announced for a stage or token count to come: compiled when nothing else waits for that.
-  bool is_later = false;
+  // Of what is announced. What perhaps nobody asks for is compiled, and never measured ahead.
+  Urgency urgency = Urgency::next;
 };
 
 // Whether a GEMM's plan multiplies in fp8. Where that is searched, each choice races by itself: the

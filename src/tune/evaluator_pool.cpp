@@ -242,7 +242,7 @@ void EvaluatorPool::prefetch(std::span<const Request> requests) {
     do {
       member = members_[next_member_++ % members_.size()].get();
     } while (!member->works);
-    if (!stays_home(request)) {
+    if (!stays_home(request) && request.urgency != Urgency::perhaps) {
       const auto [look, is_new] = looks_.try_emplace(look_key(request), nullptr);
       if (is_new) {
         look->second = std::make_shared<Job>();

@@ -12,6 +12,7 @@
 
 #include "measure/sampling.hpp"
 #include "report/summary.hpp"
+#include "tune/pairs.hpp"
 
 namespace moetune {
 namespace {
@@ -23,10 +24,10 @@ constexpr int kNumGemmRounds = 4;
 // checked and measured one after the other, while clocks change: it does not count for those who go
 // on, who take turns.
 constexpr std::array<double, kNumRounds - 1> kGoesOn{1.15, 1.03, 1.02, 1.02, 1.02};
-constexpr double kLaunchUs = 2;  // what a kernel less saves a layer
-constexpr int kOfAKind = 3;      // of a variant and Surroundings
+constexpr double kLaunchUs = 2;      // what a kernel less saves a layer
+constexpr std::size_t kOfAKind = 3;  // kernels of a variant and Surroundings
 // How far behind, at most, the fastest of other Surroundings may be for its own to go on.
-constexpr double kOtherSurroundings = 1.05;
+constexpr double kOtherSurroundings = 1.08;
 constexpr double kCostBand = 1.01;
 constexpr double kKernelMoreUs = 1;  // what a kernel more costs a layer, but not a GEMM by itself
 
@@ -77,6 +78,14 @@ using Surroundings = std::tuple<int, int, int>;
 Surroundings surroundings(const Plan& plan) {
   const Point& point = plan.steps.front().point;
   return {point.value_or("FP8", 0), point.value_or("FUSE_COMBINE", 0), point.value_or("GATHER", 1)};
+}
+
+// Of a GEMM: plans that differ only in the order of their tiles run the same kernel.
+std::string kernel_key(const Plan& plan) {
+  Point kernel;
+  for (const auto& [name, value] : plan.steps.front().point.values())
+    if (name != "GROUP_SIZE_M" && name != "ORDER") kernel.set(name, value);
+  return kernel.key();
 }
 
 // A plan's finals. While it goes on it has as many rounds as any other.
@@ -142,7 +151,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
   const double best_us = fastest->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
-  std::map<std::pair<Surroundings, std::string_view>, int> of_kind;
+  std::map<std::pair<Surroundings, std::string_view>, std::set<std::string>> of_kind;
   for (auto it = trials.begin(); it != trials.end(); ++it) {
     const Trial& trial = *it;
     const int fp8 = std::get<0>(surroundings(trial.plan));
@@ -151,7 +160,9 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
     const bool is_near = trial.timing.median_us <= best_us * reach + kLaunchUs;
     const bool first_fp8 = fp8_seen.insert(fp8).second;
     const std::string_view variant = trial.plan.steps.front().variant;
-    const bool of_its_kind = is_near && ++of_kind[{surroundings(trial.plan), variant}] <= kOfAKind;
+    std::set<std::string>& kernels = of_kind[{surroundings(trial.plan), variant}];
+    const bool of_its_kind =
+        is_near && kernels.size() < kOfAKind && kernels.insert(kernel_key(trial.plan)).second;
     if (it == fastest || first_fp8 || of_its_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
@@ -184,6 +195,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
   for (std::size_t i = 0; i < plans.size(); ++i) finals[i].plan = &plans[i];
   const double least_us = stage == Stage::layer ? 0 : kLaunchUs;
   const int num_rounds = stage == Stage::layer ? kNumRounds : kNumGemmRounds;
+  const int rounds_before = stage == Stage::layer ? kPairRounds : 0;
   for (int round = 1; round <= num_rounds; ++round) {
     Fastest fastest(stage);
     std::vector<Plan> beside;
@@ -194,7 +206,7 @@ std::vector<Trial> measure_again(Runner& runner, std::span<const Plan> plans, St
       Request request{stage, num_tokens, *one.plan, 0, true};
       request.num_samples = kRoundSamples;
       request.beside = beside;
-      one.add(runner.run(request, round));
+      one.add(runner.run(request, rounds_before + round));
       if (one.is_ok) fastest.add(one);
     }
     if (round == num_rounds) break;

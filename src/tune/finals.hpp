@@ -22,9 +22,9 @@ namespace moetune {
 Trial as_in_layer(Trial trial);
 
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, the
-// fastest, the first of each FP8 choice, and the first three of each variant and choice of
+// fastest, the first of each FP8 choice, and the first three kernels of each variant and choice of
 // FUSE_COMBINE and GATHER up to a launch's time further away, or where these differ from the
-// fastest's within 5 %: what they cost or save around a GEMM shows only in the whole layer.
+// fastest's within 8 %: what they cost or save around a GEMM shows only in the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
 
 // Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such
@@ -34,7 +34,7 @@ void keep_best(std::vector<Trial>& trials, Objective objective, bool by_fp8);
 
 // Measures in short rounds, from the second on in turns, so that clocks hit all alike. After
 // each, what is clearly slower than the fastest drops out: of whole layers, or of the GEMMs of its
-// FP8 choice and, where those are within 5 %, its choice of FUSE_COMBINE and GATHER. Returns those
+// FP8 choice and, where those are within 8 %, its choice of FUSE_COMBINE and GATHER. Returns those
 // that stayed ok, each with its rounds' times averaged, but without the first, where clocks rise,
 // and rounds whose clock was 5 % off the plan's others: their samples are counted as discarded.
 // With `by_time` those that dropped out are marked as screened out, for they saw other clocks than

@@ -24,37 +24,42 @@ std::vector<Plan> of_choice(std::span<const Plan> plans, bool fp8) {
   return chosen;
 }
 
-// A layer's time; none where it does not work.
-std::optional<double> look(Runner& runner, const Plan& layer, std::int64_t num_tokens) {
-  const Trial trial = runner.run({Stage::layer, num_tokens, layer, 0, false}, 0);
-  if (!has_good_time(trial)) return {};
-  return trial.timing.median_us;
+// The layers' times, none where one does not work: each is checked, then all take turns, for
+// between one look and the next clocks differ more than plans.
+std::vector<std::optional<double>> measure(Runner& runner, std::span<const Plan> layers,
+                                           std::int64_t num_tokens) {
+  std::vector<Request> requests;
+  for (const Plan& layer : layers) requests.push_back({Stage::layer, num_tokens, layer, 0, true});
+  runner.prefetch(requests);
+  std::vector<Plan> right;
+  for (Request& request : requests) {
+    request.num_samples = 1;
+    if (has_good_time(runner.run(request, 1))) right.push_back(request.plan);
+  }
+  std::vector<std::optional<double>> times(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (std::find(right.begin(), right.end(), layers[i]) == right.end()) continue;
+    requests[i].num_samples = kRoundSamples;
+    requests[i].beside = right;
+    const Trial trial = runner.run(requests[i], kPairRounds);
+    if (has_good_time(trial)) times[i] = trial.timing.median_us;
+  }
+  return times;
 }
 
-std::vector<Plan> promising_of_choice(Runner& runner, const std::vector<Plan>& firsts,
-                                      const std::vector<Plan>& seconds, std::int64_t num_tokens) {
+std::vector<Plan> promising_of_choice(Runner& runner, std::span<const Plan> firsts,
+                                      std::span<const Plan> seconds, std::int64_t num_tokens) {
   if (firsts.size() * seconds.size() <= kFew) return all_pairs(firsts, seconds);
-  std::vector<Request> requests;
-  requests.reserve(firsts.size() + seconds.size());
-  for (const Plan& first : firsts)
-    requests.push_back({Stage::layer, num_tokens, pair(first, seconds.front()), 0, false});
-  for (const Plan& second : seconds)
-    requests.push_back({Stage::layer, num_tokens, pair(firsts.front(), second), 0, false});
-  runner.prefetch(requests);
-
-  const std::optional<double> base =
-      look(runner, pair(firsts.front(), seconds.front()), num_tokens);
+  // A column and a row: first_us[i] is that of the i-th first one, second_us[j] of the j-th second.
+  std::vector<Plan> layers;
+  for (const Plan& first : firsts) layers.push_back(pair(first, seconds.front()));
+  for (const Plan& second : seconds.subspan(1)) layers.push_back(pair(firsts.front(), second));
+  std::vector<std::optional<double>> first_us = measure(runner, layers, num_tokens);
+  const std::optional<double> base = first_us.front();
   if (!base) return all_pairs(firsts, seconds);
-  const auto with_best = [&](const std::vector<Plan>& plans, const auto& layer_of) {
-    std::vector<std::optional<double>> times{base};
-    for (auto plan = plans.begin() + 1; plan != plans.end(); ++plan)
-      times.push_back(look(runner, layer_of(*plan), num_tokens));
-    return times;
-  };
-  const auto first_us =
-      with_best(firsts, [&](const Plan& first) { return pair(first, seconds.front()); });
-  const auto second_us =
-      with_best(seconds, [&](const Plan& second) { return pair(firsts.front(), second); });
+  std::vector<std::optional<double>> second_us{base};
+  const auto row = first_us.begin() + static_cast<std::ptrdiff_t>(firsts.size());
+  second_us.insert(second_us.end(), row, first_us.end());
 
   struct Estimate {
     double us;

@@ -148,6 +148,27 @@ bool Proposals::allows(const Step& step) const {
   });
 }
 
+std::vector<Step> Proposals::neighbours(const Step& step) const {
+  std::vector<Step> found;
+  for (const Searched& searched : searched_) {
+    if (searched.variant->name() != step.variant) continue;
+    for (const Parameter& parameter : searched.space.parameters) {
+      if (parameter.name == "FP8") continue;
+      const std::vector<int>& values = parameter.values;
+      const auto here = std::find(values.begin(), values.end(), step.point.at(parameter.name));
+      if (here == values.end()) continue;
+      Step neighbour = step;
+      const auto add = [&](int value) {
+        neighbour.point.set(parameter.name, value);
+        if (allows(neighbour)) found.push_back(neighbour);
+      };
+      if (here != values.begin()) add(here[-1]);
+      if (here + 1 != values.end()) add(here[1]);
+    }
+  }
+  return found;
+}
+
 std::uint64_t Proposals::expected() const {
   std::uint64_t sum = 0;
   for (const Searched& searched : searched_) sum += searched.strategy->expected();

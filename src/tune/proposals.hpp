@@ -63,6 +63,8 @@ class Proposals {
   Plan plan(const Variant& variant, const Point& point) const;
   Plan plan(const Candidate& candidate) const { return plan(*candidate.variant, candidate.point); }
   bool allows(const Step& step) const;  // a point of these spaces that breaks no rule
+  // What is allowed and differs from it in one parameter, but for FP8, by one value of its list.
+  std::vector<Step> neighbours(const Step& step) const;
   Stage stage() const { return stage_; }
   std::int64_t num_tokens() const { return problem_.num_tokens; }
   std::uint64_t expected() const;    // points that will be proposed in all, an estimate

@@ -14,19 +14,21 @@ constexpr double kRaceBand = 1.25;  // a first look's noise is well below this
 // any look their entries would be the reference point.
 constexpr std::size_t kFewestLooks = 8;
 constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the one that runs
-constexpr std::size_t kLikely = 32;  // compiled beside a batch, before it is known what follows it
+// Of each strategy, compiled beside a batch, before it is known what follows it. A fifth of these
+// are in the next batch; of the next 8 a tenth.
+constexpr std::size_t kLikely = 8;
 
 // Starts compiling up to kAhead candidates from `position` of the queue on, as far as the
 // allowance may reach, then what may come after the queue (unless the journal knows all of that).
 void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
-                   std::uint64_t num_allowed, bool is_later) {
+                   std::uint64_t num_allowed, Urgency urgency) {
   const auto reach = static_cast<std::size_t>(std::min<std::uint64_t>(kAhead, num_allowed));
   const bool is_new = proposals.num_prefetched == 0;
   const auto request = [&](Plan plan) {
     return Request{.stage = proposals.stage(),
                    .num_tokens = proposals.num_tokens(),
                    .plan = std::move(plan),
-                   .is_later = is_later};
+                   .urgency = urgency};
   };
   std::vector<Request> requests;
   const std::size_t end = std::min(position + reach, proposals.queue.size());
@@ -37,15 +39,13 @@ void compile_ahead(Runner& runner, Proposals& proposals, std::size_t position,
   const auto is_open = [&](const Candidate& candidate) {
     return !runner.is_known(request(proposals.plan(candidate)), 0);
   };
-  if (!is_new || is_later || std::ranges::none_of(proposals.queue, is_open)) return;
+  if (!is_new || urgency != Urgency::next || std::ranges::none_of(proposals.queue, is_open)) return;
   requests.clear();
   for (Plan& plan : proposals.likely(std::min(kLikely, reach))) {
-    // Perhaps nobody asks: compiled when nothing else waits, and thorough, so that no GPU looks at
-    // it ahead.
     requests.push_back(request(std::move(plan)));
-    requests.back().is_later = true;
-    requests.back().thorough = true;
+    requests.back().urgency = Urgency::perhaps;
   }
+  std::ranges::reverse(requests);  // the last is compiled first
   runner.prefetch(requests);
 }
 
@@ -62,7 +62,7 @@ Race::Race(Runner& runner, Proposals& proposals, std::vector<Plan> seeds,
   std::vector<Request> first;
   for (const Plan& plan : seeds_) first.push_back(request(plan));
   runner_.prefetch(first);
-  compile_ahead(runner_, proposals_, 0, allowance_.num_trials, false);
+  compile_ahead(runner_, proposals_, 0, allowance_.num_trials, Urgency::next);
 }
 
 Request Race::request(const Plan& plan) const {
@@ -98,7 +98,7 @@ bool Race::look_at_queue() {
       const bool late = runner_.elapsed_s() >= allowance_.until_s && trials_.size() >= kFewestLooks;
       const bool spent = late || trials_.size() >= allowance_.num_trials;
       if (spent && !runner_.is_known(request(plan), 0)) return false;
-      compile_ahead(runner_, proposals_, i, allowance_.num_trials - trials_.size(), false);
+      compile_ahead(runner_, proposals_, i, allowance_.num_trials - trials_.size(), Urgency::next);
       look(plan);
     }
     candidate.strategy->observe(candidate.point, trials_[seen_.at(plan.key())]);
@@ -112,12 +112,12 @@ bool Race::next_batch() {
   if (!look_at_queue() || !proposals_.refill(best_of_both())) return false;
   const std::uint64_t num_allowed =
       allowance_.num_trials - std::min<std::uint64_t>(allowance_.num_trials, trials_.size());
-  compile_ahead(runner_, proposals_, 0, num_allowed, false);
+  compile_ahead(runner_, proposals_, 0, num_allowed, Urgency::next);
   return true;
 }
 
 void announce(Runner& runner, Proposals& later) {
-  compile_ahead(runner, later, 0, kAhead, true);
+  compile_ahead(runner, later, 0, kAhead, Urgency::later);
 }
 
 }  // namespace moetune

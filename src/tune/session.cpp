@@ -13,6 +13,7 @@
 #include "core/error.hpp"
 #include "core/host_memory.hpp"
 #include "report/summary.hpp"
+#include "tune/climb.hpp"
 #include "tune/finals.hpp"
 #include "tune/pairs.hpp"
 #include "tune/race.hpp"
@@ -24,6 +25,10 @@ namespace {
 constexpr double kFinalistBand = 1.10;
 constexpr std::size_t kLayerChoices = 3;  // of each GEMM, combined into layers
 constexpr double kLayerBand = 1.03;
+// What layers make of GEMMs that are equal alone: looks this far behind the fastest, beside the
+// finalists, are tried in layers too. A tenth of a small GEMM, nothing of a large one.
+constexpr double kNearUs = 1;
+constexpr std::size_t kNearLooks = 12;
 
 using Pair = std::array<Proposals, 2>;
 
@@ -88,6 +93,7 @@ class Session {
   std::uint64_t num_looks_ = 0;                 // what a budget of trials counts
   std::uint64_t num_left_ = 0;                  // token counts to go
   std::array<std::vector<Plan>, 2> winners_;    // of the token count before
+  std::array<std::vector<Plan>, 2> near_;       // looks near the fastest that were no finalists
   std::array<std::future<Proposals>, 2> next_;  // of the token count to come; invalid: none
 };
 
@@ -203,7 +209,7 @@ std::array<Looks, 2> Session::race_stages(Pair& proposals, const Plan& reference
   }
   // Large kernels, wanted after the finals: compiled where the races leave a core idle.
   std::vector<Request> joined = joined_looks(proposals[0].num_tokens());
-  for (Request& request : joined) request.is_later = true;
+  for (Request& request : joined) request.urgency = Urgency::later;
   runner_.prefetch(joined);
   std::array<bool, 2> goes_on{true, true};
   while (goes_on[0] || goes_on[1]) {
@@ -252,6 +258,14 @@ std::vector<Trial> Session::tune_stage(const Proposals& proposals, Looks looks) 
   for (const Trial& trial : pick(trials, settings_.num_finalists, kFinalistBand)) {
     finalists.push_back(trial.plan);
   }
+  std::vector<Plan>& near = near_[place(stage)];
+  near.clear();
+  for (const Trial& trial : trials) {
+    if (near.size() == kNearLooks || !has_good_time(trial)) break;
+    if (trial.timing.median_us > trials.front().timing.median_us + kNearUs) break;
+    if (std::find(finalists.begin(), finalists.end(), trial.plan) == finalists.end())
+      near.push_back(trial.plan);
+  }
   std::vector<Trial> finals = measure_again(runner_, finalists, stage, num_tokens, by_time);
   if (!by_time) keep_best(finals, settings_.objective, true);
   settle(finals, nullptr, settings_.variants);
@@ -284,6 +298,7 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   if (const Plan known = known_plan(num_tokens); allows(proposals, known)) add(known);
   const std::uint64_t measured_before = num_measured();
   listener_.stage_started(Stage::layer, num_tokens, 0);
+  const bool by_time = settings_.objective == Objective::time;
   std::array<std::vector<Plan>, 2> gemms;
   for (std::size_t s = 0; s < 2; ++s) {
     std::vector<Trial> in_layers;
@@ -291,13 +306,17 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
     settle(in_layers, nullptr, settings_.variants);
     for (const Trial& trial : pick(in_layers, kLayerChoices, kLayerBand))
       gemms[s].push_back(trial.plan);
+    if (by_time) gemms[s].insert(gemms[s].end(), near_[s].begin(), near_[s].end());
   }
-  const bool by_time = settings_.objective == Objective::time;
-  for (const Plan& layer : by_time ? promising_pairs(runner_, gemms[0], gemms[1], num_tokens)
-                                   : all_pairs(gemms[0], gemms[1])) {
-    add(layer);
-  }
+  const std::vector<Plan> pairs = by_time ? promising_pairs(runner_, gemms[0], gemms[1], num_tokens)
+                                          : all_pairs(gemms[0], gemms[1]);
+  for (const Plan& layer : pairs) add(layer);
+  const bool may_climb = settings_.strategy == "guided" && settings_.budget.seconds == 0 &&
+                         settings_.budget.num_trials == 0;
+  if (by_time && may_climb && !pairs.empty())
+    for (const Plan& layer : climb(runner_, proposals, pairs)) add(layer);
   for (const Plan& plan : best_joined(num_tokens)) add(plan);
+  const std::size_t first_final = runner_.trials().size();
   std::vector<Trial> layers = measure_again(runner_, plans, Stage::layer, num_tokens, by_time);
   TableEntry entry;
   for (const Trial& trial : layers)
@@ -327,10 +346,9 @@ std::optional<TableEntry> Session::tune_layer(const Pair& proposals, const Plan&
   entry.source = winner.source;
   if (num_measured() > measured_before) {
     std::vector<Timing> rounds;
-    for (const Trial& trial : runner_.trials()) {
-      const bool is_winners = trial.stage == Stage::layer && trial.num_tokens == num_tokens &&
-                              trial.plan == winner.plan;
-      if (is_winners) rounds.push_back(trial.timing);
+    for (std::size_t i = first_final; i < runner_.trials().size(); ++i) {
+      const Trial& trial = runner_.trials()[i];
+      if (trial.plan == winner.plan) rounds.push_back(trial.timing);
     }
     if (rounds.size() > 1) rounds.erase(rounds.begin());  // where clocks rose
     journal_.append(entry_record(num_tokens, entry, confidence(rounds)));

@@ -48,7 +48,7 @@ void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> req
             Compiler& compiler) {
   for (const Request& request : requests)
     for (const Step& step : request.plan.steps)
-      compiler.submit(source_of(gpu, problem, step), request.is_later);
+      compiler.submit(source_of(gpu, problem, step), request.urgency);
 }
 
 std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem, const Step& step,

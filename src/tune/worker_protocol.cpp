@@ -144,7 +144,7 @@ ordered_json encode(const Request& request) {
           {"thorough", request.thorough},
           {"num_samples", request.num_samples},
           {"beside", request.beside},
-          {"is_later", request.is_later}};
+          {"urgency", request.urgency}};
 }
 
 Request decode_request(const ordered_json& json) {
@@ -156,7 +156,7 @@ Request decode_request(const ordered_json& json) {
   json.at("thorough").get_to(request.thorough);
   json.at("num_samples").get_to(request.num_samples);
   json.at("beside").get_to(request.beside);
-  json.at("is_later").get_to(request.is_later);
+  json.at("urgency").get_to(request.urgency);
   return request;
 }
 

@@ -45,14 +45,32 @@ TEST_CASE("pick: other variants and ways of the sum too, where a launch less may
   std::vector<Trial> small{trial(8, 1, 0)};
   int warps = 1;
   for (const double us : {9.0, 9.1, 9.2, 9.3, 10.3}) small.push_back(trial(us, 1, 1, warps++));
-  // The first one's kernel, its tiles in another order.
-  small.insert(small.begin() + 2, trial(9.05, 1, 1, 1));
-  small[2].plan.steps[0].point.set("GROUP_SIZE_M", 8);
+  // The first one's kernel, its tiles in other orders: two of the three go on.
+  for (const int group : {8, 16}) {
+    small.insert(small.begin() + 2, trial(9.05, 1, 1, 1));
+    small[2].plan.steps[0].point.set("GROUP_SIZE_M", group);
+  }
   small.push_back(trial(9.4, 1, 1));
   small.back().plan.steps[0].variant = "swap_ab";
-  CHECK(times(pick(small, 1, 1.03)) == std::vector<double>{8, 9, 9.1, 9.2, 9.4});
+  CHECK(times(pick(small, 1, 1.03)) == std::vector<double>{8, 9, 9.05, 9.1, 9.2, 9.4});
   const std::vector<Trial> large{trial(300, 1, 1), trial(305, 1, 1, 8), trial(400, 1, 0)};
   CHECK(times(pick(large, 2, 1.03)) == std::vector<double>{300, 305});
+}
+
+TEST_CASE("settle: preferences cost at most half of what a tie is, but for the pinned point") {
+  const auto settled = [](std::vector<double> times_us, const Plan* pinned) {
+    std::vector<Trial> trials;
+    int smem_bytes = 4096;
+    for (const double us : times_us) {
+      trials.push_back(trial(us, 1, 0, smem_bytes));
+      trials.back().smem_bytes = smem_bytes /= 2;
+    }
+    CHECK(settle(trials, pinned, {}).size() == 2);
+    return times(trials);
+  };
+  CHECK(settled({100, 100.4, 100.9}, nullptr) == std::vector<double>{100.4, 100, 100.9});
+  const Plan pinned = trial(0, 1, 0, 1024).plan;
+  CHECK(settled({100, 100.4, 100.9}, &pinned) == std::vector<double>{100.9, 100.4, 100});
 }
 
 TEST_CASE("finals: packed rows, behind in a GEMM by itself, may win in the layer") {

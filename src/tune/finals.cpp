@@ -26,9 +26,13 @@ constexpr int kNumGemmRounds = 4;
 constexpr std::array<double, kNumRounds - 1> kGoesOn{1.15, 1.03, 1.02, 1.02, 1.02};
 constexpr double kLaunchUs = 2;      // what a kernel less saves a layer
 constexpr std::size_t kOfAKind = 3;  // kernels of a variant and Surroundings
+constexpr int kOfAKernel = 2;        // orders of its tiles
 // How far behind, at most, the fastest of other Surroundings may be for its own to go on.
 constexpr double kOtherSurroundings = 1.08;
 constexpr double kCostBand = 1.01;
+// Half of a tie: what preferences may cost. Another search's winner is then seldom further away
+// than a tie.
+constexpr double kPreferenceBand = 1.005;
 constexpr double kKernelMoreUs = 1;  // what a kernel more costs a layer, but not a GEMM by itself
 
 bool is_faster(const Trial& a, const Trial& b) {
@@ -151,7 +155,7 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
   const double best_us = fastest->timing.median_us;
   std::vector<Trial> picked;
   std::set<int> fp8_seen;
-  std::map<std::pair<Surroundings, std::string_view>, std::set<std::string>> of_kind;
+  std::map<std::pair<Surroundings, std::string_view>, std::map<std::string, int>> of_kind;
   for (auto it = trials.begin(); it != trials.end(); ++it) {
     const Trial& trial = *it;
     const int fp8 = std::get<0>(surroundings(trial.plan));
@@ -160,9 +164,10 @@ std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double
     const bool is_near = trial.timing.median_us <= best_us * reach + kLaunchUs;
     const bool first_fp8 = fp8_seen.insert(fp8).second;
     const std::string_view variant = trial.plan.steps.front().variant;
-    std::set<std::string>& kernels = of_kind[{surroundings(trial.plan), variant}];
-    const bool of_its_kind =
-        is_near && kernels.size() < kOfAKind && kernels.insert(kernel_key(trial.plan)).second;
+    std::map<std::string, int>& kernels = of_kind[{surroundings(trial.plan), variant}];
+    const std::string kernel = kernel_key(trial.plan);
+    const bool is_room = kernels.size() < kOfAKind || kernels.contains(kernel);
+    const bool of_its_kind = is_near && is_room && ++kernels[kernel] <= kOfAKernel;
     if (it == fastest || first_fp8 || of_its_kind ||
         (picked.size() < limit && trial.timing.median_us <= best_us * band)) {
       picked.push_back(trial);
@@ -266,7 +271,9 @@ std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
           variants.begin();
     }
     const bool is_pinned = pinned != nullptr && trial.plan == *pinned;
-    return std::tuple(!is_pinned, rank, trial.smem_bytes, trial.registers, trial.plan.key());
+    const bool is_behind = trial.timing.median_us > best.median_us * kPreferenceBand;
+    return std::tuple(!is_pinned, is_behind, rank, trial.smem_bytes, trial.registers,
+                      trial.plan.key());
   };
   const auto first_behind = std::stable_partition(
       trials.begin(), trials.end(), [&](const Trial& trial) { return is_tie(trial.timing, best); });

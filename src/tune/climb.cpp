@@ -12,9 +12,10 @@ namespace moetune {
 namespace {
 
 constexpr double kShortLayerUs = 100;
-constexpr int kMostSteps = 4;
+constexpr int kMostSteps = 6;
+constexpr int kPatience = 2;  // steps without gain
 constexpr std::size_t kBeam = 3;
-constexpr double kGain = 0.995;     // a step must be faster than the one before times this
+constexpr double kGain = 0.995;     // less is none
 constexpr double kBeamBand = 1.04;  // of the fastest
 constexpr double kBand = 1.01;      // of the fastest, which looks may mistake for it
 constexpr std::size_t kMostFound = 6;
@@ -98,10 +99,11 @@ std::vector<Plan> climb(Runner& runner, std::span<const Proposals, 2> stages,
   climb.look(starts.first(1));
   if (climb.best_us() == 0 || climb.best_us() > kShortLayerUs) return {};
   climb.look(starts);
-  for (int i = 0; i < kMostSteps; ++i) {
+  int num_stale = 0;
+  for (int i = 0; i < kMostSteps && num_stale < kPatience; ++i) {
     const double before_us = climb.best_us();
     climb.step();
-    if (climb.best_us() > before_us * kGain) break;
+    num_stale = climb.best_us() > before_us * kGain ? num_stale + 1 : 0;
   }
   return climb.best();
 }

@@ -15,8 +15,8 @@ namespace moetune {
 // less. A beam search (Lowerre: The HARPY speech recognition system, 1976): looks at all layers
 // that differ from one of the beam by one step of one GEMM's parameter, first from `starts`, layers
 // of these two stages, then from the fastest few so far, which differ in their second GEMM; it goes
-// on while that gains, for a few steps. Returns the fastest that were looked at, the best first;
-// none for layers above 100 us, where a microsecond does not count. Throws as Runner::run.
+// on while that gains, for at most six steps. Returns the fastest that were looked at, the best
+// first; none for layers above 100 us, where a microsecond does not count. Throws as Runner::run.
 std::vector<Plan> climb(Runner& runner, std::span<const Proposals, 2> stages,
                         std::span<const Plan> starts);
 

@@ -58,7 +58,7 @@ TEST_CASE("pick: other variants and ways of the sum too, where a launch less may
 }
 
 TEST_CASE("settle: preferences cost at most half of what a tie is, but for the pinned point") {
-  const auto settled = [](std::vector<double> times_us, const Plan* pinned) {
+  const auto settled = [](const std::vector<double>& times_us, const Plan* pinned) {
     std::vector<Trial> trials;
     int smem_bytes = 4096;
     for (const double us : times_us) {

@@ -400,6 +400,7 @@ TEST_CASE("compiler: what is for later waits until there is nothing else") {
 TEST_CASE("compiler: of what perhaps nobody asks for, the last comes first") {
   Compiler compiler("sm_80", "", 2, kFiles);
   std::vector<std::shared_future<std::shared_ptr<const Cubin>>> perhaps;
+  perhaps.reserve(40);
   for (int i = 1; i <= 40; ++i) perhaps.push_back(compiler.submit(fill(i), Urgency::perhaps));
   CHECK(perhaps.back().get()->ok());
   CHECK(perhaps[5].wait_for(std::chrono::seconds(0)) != std::future_status::ready);

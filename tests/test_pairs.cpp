@@ -129,7 +129,7 @@ TEST_CASE("climb: from a short layer to the fastest one around it, step by step"
     }
     return us;
   };
-  const auto climb_in = [](Layers& layers, std::vector<int> starts_n = {64}) {
+  const auto climb_in = [](Layers& layers, const std::vector<int>& starts_n = {64}) {
     const Gpu& gpu = layers.evaluator.gpu();
     const Proposals stages[] = {{layers.fake.settings, gpu, layers.fake.problem, Stage::gemm1},
                                 {layers.fake.settings, gpu, layers.fake.problem, Stage::gemm2}};

@@ -138,16 +138,14 @@ struct Compiler::Impl {
   std::shared_ptr<Job> enqueue(const KernelSource& source, Urgency urgency, bool now = false) {
     const std::lock_guard lock(mutex);
     auto& job = jobs[identity(source)];
-    const bool is_new = !job;
-    if (is_new) {
+    if (!job) {
       job = std::make_shared<Job>(source);
-    } else if (urgency < job->urgency || now) {
+    } else {
+      if (urgency >= job->urgency && !now) return job;
       std::deque<std::shared_ptr<Job>>& before = queue_of(job->urgency);
       const auto at = std::find(before.begin(), before.end(), job);
-      if (at == before.end()) return job;  // being compiled
+      if (at == before.end()) return job;  // compiled, or being so
       before.erase(at);
-    } else {
-      return job;
     }
     job->urgency = urgency;
     std::deque<std::shared_ptr<Job>>& queue = queue_of(urgency);

@@ -22,9 +22,10 @@ namespace moetune {
 Trial as_in_layer(Trial trial);
 
 // The first `limit` of these settled trials that are within `band` (1.1: 10 %) of the fastest, the
-// fastest, the first of each FP8 choice, and the first three kernels, with two orders of their tiles each,
-// of each variant and choice of FUSE_COMBINE and GATHER up to a launch's time further away, or where these differ from the
-// fastest's within 8 %: what they cost or save around a GEMM shows only in the whole layer.
+// fastest, the first of each FP8 choice, and the first three kernels, with two orders of their
+// tiles each, of each variant and choice of FUSE_COMBINE and GATHER up to a launch's time further
+// away, or where these differ from the fastest's within 8 %: what they cost or save around a GEMM
+// shows only in the whole layer.
 std::vector<Trial> pick(std::span<const Trial> trials, std::size_t limit, double band);
 
 // Leaves what costs at most 1 % more than the least in `objective`, and drops what has no such
@@ -57,8 +58,8 @@ bool is_tie(const Timing& timing, const Timing& best);
 
 // Leaves the trials that have a full time: first those tied with the fastest, of which the first
 // wins, in an order that noise does not change: `pinned` (may be null), then those within 0.5 %, by
-// order of variants, less shared memory, fewer registers, key; then the others by time. Returns the keys of those tied
-// with the winner.
+// order of variants, less shared memory, fewer registers, key; then the others by time. Returns the
+// keys of those tied with the winner.
 std::vector<std::string> settle(std::vector<Trial>& trials, const Plan* pinned,
                                 std::span<const Variant* const> variants);
 

@@ -15,7 +15,7 @@ constexpr double kRaceBand = 1.25;  // a first look's noise is well below this
 constexpr std::size_t kFewestLooks = 8;
 constexpr std::size_t kAhead = 192;  // candidates being compiled ahead of the one that runs
 // Of each strategy, compiled beside a batch, before it is known what follows it. A fifth of these
-// are in the next batch; of the next 8 a tenth.
+// are in the next batch; of the next 8 an eighth.
 constexpr std::size_t kLikely = 8;
 
 // Starts compiling up to kAhead candidates from `position` of the queue on, as far as the

@@ -83,6 +83,7 @@ TEST_CASE("pairs: of many a round of each GEMM beside the other's best finds the
     CHECK(request.thorough);
     CHECK(request.beside.size() == (i < 21 ? 0 : 21));
   }
+  CHECK(layers.evaluator.num_prefetched == 21);
   REQUIRE(pairs.size() == 6);  // 173 us and at most 3 % more
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     CHECK(m_of(pairs[i], 0) == 100 + static_cast<int>(i));

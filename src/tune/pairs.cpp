@@ -28,9 +28,12 @@ std::vector<Plan> of_choice(std::span<const Plan> plans, bool fp8) {
 // between one look and the next clocks differ more than plans.
 std::vector<std::optional<double>> measure(Runner& runner, std::span<const Plan> layers,
                                            std::int64_t num_tokens) {
-  std::vector<Request> requests;
-  for (const Plan& layer : layers) requests.push_back({Stage::layer, num_tokens, layer, 0, true});
-  runner.prefetch(requests);
+  std::vector<Request> requests, unknown;
+  for (const Plan& layer : layers) {
+    requests.push_back({Stage::layer, num_tokens, layer, 0, true});
+    if (!runner.is_known(requests.back(), 1)) unknown.push_back(requests.back());
+  }
+  runner.prefetch(unknown);
   std::vector<Plan> right;
   for (Request& request : requests) {
     request.num_samples = 1;

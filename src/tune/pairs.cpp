@@ -34,14 +34,16 @@ std::vector<std::optional<double>> measure(Runner& runner, std::span<const Plan>
     if (!runner.is_known(requests.back(), 1)) unknown.push_back(requests.back());
   }
   runner.prefetch(unknown);
+  std::vector<bool> is_right;
   std::vector<Plan> right;
   for (Request& request : requests) {
     request.num_samples = 1;
-    if (has_good_time(runner.run(request, 1))) right.push_back(request.plan);
+    is_right.push_back(has_good_time(runner.run(request, 1)));
+    if (is_right.back()) right.push_back(request.plan);
   }
   std::vector<std::optional<double>> times(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (std::find(right.begin(), right.end(), layers[i]) == right.end()) continue;
+    if (!is_right[i]) continue;
     requests[i].num_samples = kRoundSamples;
     requests[i].beside = right;
     const Trial trial = runner.run(requests[i], kPairRounds);

@@ -1,5 +1,5 @@
-// A kernel variant's host half: where it runs, its search space, and how a point is compiled and
-// launched. No CUDA here, so that spaces and rules are tested without a GPU.
+// A kernel variant's host half: where it runs, its search space, how a point is compiled and what a
+// call launches of it. No CUDA here, so that spaces and rules are tested without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,11 @@
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 #include "kernels/common/params.hpp"
+#include "kernels/source.hpp"
 
 namespace moetune {
+
+class ProgramBuilder;
 
 // Whether points may multiply in fp8: `off` fixes FP8=0, `on` fixes FP8=1, `both` searches it.
 enum class Fp8Mode { off, on, both };
@@ -22,13 +25,6 @@ Fp8Mode parse_fp8_mode(std::string_view text);  // throws Error(usage)
 std::string_view to_string(Fp8Mode mode);
 // What a dtype implies when the user does not say: bf16 -> off, fp8_* -> on.
 Fp8Mode default_fp8_mode(Dtype dtype);
-
-// What NVRTC gets: an embedded source file, the template instances wanted, and extra options.
-struct KernelSource {
-  std::string file;                      // e.g. "portable/moe_gemm.cu"
-  std::vector<std::string> expressions;  // e.g. "moe_gemm<GemmConfig{.block_m = 64, ...}>"
-  std::vector<std::string> options;      // beside the architecture and the common ones
-};
 
 // How a point's GEMM is launched, and what the kernels around it must know of it.
 struct GemmLaunch {
@@ -52,9 +48,6 @@ struct GemmLaunch {
   int a_box_rows = 0;
   int w_promotion = 256;  // bytes that L2 fetches for a weight row of a box
   bool uses_tma() const { return w_box_rows > 0; }
-  // gemm2: the launch does GEMM1 too, which the plan's gemm1 step describes.
-  bool joins = false;
-  bool whole_layer = false;  // and whatever else a layer does
 };
 
 class Variant {
@@ -71,6 +64,12 @@ class Variant {
   virtual KernelSource source(const Gpu& gpu, const Problem& problem, Stage stage,
                               const Point& point) const = 0;
   virtual GemmLaunch launch(const Problem& problem, Stage stage, const Point& point) const = 0;
+  // Whether a GEMM2 of this point does GEMM1 in the same launch: it has no time of its own, and
+  // append_layer() says what a layer is.
+  virtual bool fuses_gemms(const Point&) const { return false; }
+  // Appends the ops of a whole layer whose plan has a GEMM2 that fuses_gemms(): see
+  // program/steps.hpp for those that go around it.
+  virtual void append_layer(ProgramBuilder&, const Plan&) const {}
   // Predicted microseconds of the stage from bytes, flops and waves: an ordering, not a
   // measurement.
   virtual double predict_us(const Gpu& gpu, const Problem& problem, Stage stage,

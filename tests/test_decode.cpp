@@ -63,8 +63,7 @@ TEST_CASE("decode: there are whole layers of few tokens, and nothing else to sea
         const Point& point = plan.steps.at(1).point;
         CHECK_FALSE(broken_rule(problem, point).has_value());
         const GemmLaunch launch = variant.launch(problem, Stage::gemm2, point);
-        CHECK(launch.joins);
-        CHECK(launch.whole_layer);
+        CHECK(variant.fuses_gemms(point));
         CHECK(launch.sums());
         CHECK((launch.smem_bytes + decode::kSortedBytes + 1024) * launch.blocks_per_sm <=
               gpu.smem_per_sm);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/text.hpp"
+#include "program/build.hpp"
 #include "report/kernel_report.hpp"
 #include "tests/bench_command.hpp"
 
@@ -40,14 +41,14 @@ KernelRow sample_row() {
   row.lookup = "exact";
   row.plan = reference_plan(kGpu, kProblem);
   row.timing = {100, 99, 101, 20, 0};
-  row.works = kernel_works(kGpu, kProblem, row.plan, kRows);
+  row.works = kernel_works(build(kGpu, kProblem, row.plan, Stage::layer), kRows);
   return row;
 }
 
 }  // namespace
 
 TEST_CASE("kernels: the reference point's works are the layer's, kernel by kernel") {
-  const auto works = kernel_works(kGpu, kProblem, reference_plan(kGpu, kProblem), kRows);
+  const auto works = kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), kRows);
   CHECK(steps_of(works) == "sort; GEMM1; activation; GEMM2; combine; ");
   CHECK(sum_of(works, &KernelWork::flops) == doctest::Approx(layer_flops(kProblem)));
   const KernelWork& gemm1 = works[1];
@@ -73,7 +74,7 @@ TEST_CASE("kernels: fp8, fused and joined plans have the kernels that they launc
   }
   plan.steps[0].point.set("FUSE_SWIGLU", 1);
   plan.steps[1].point.set("FUSE_COMBINE", 1);
-  const auto works = kernel_works(kGpu, problem, plan, rows);
+  const auto works = kernel_works(build(kGpu, problem, plan, Stage::layer), rows);
   const std::string steps = steps_of(works);
   CHECK(holds(steps, "clear; sort: place; "));
   CHECK(steps.ends_with("GEMM2; "));
@@ -81,15 +82,15 @@ TEST_CASE("kernels: fp8, fused and joined plans have the kernels that they launc
   CHECK(works.back().rounds_full > 0);
   CHECK(works.back().rounds_full <= 1);
   CHECK(works.back().bytes <
-        0.6 * kernel_works(kGpu, kProblem, reference_plan(kGpu, kProblem), rows)[3].bytes * 8);
+        0.6 * kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), rows)[3].bytes * 8);
   problem.num_tokens = 64;
   plan = find_variant("swap_ab").joined_plans(kGpu, problem, Fp8Mode::on).at(0);
-  const auto joined = kernel_works(kGpu, problem, plan, std::vector<std::int64_t>(8, 16));
+  const auto joined = kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>(8, 16));
   CHECK(holds(steps_of(joined), "GEMM1 + GEMM2; "));
   CHECK(sum_of(joined, &KernelWork::flops) == doctest::Approx(layer_flops(problem)));
   problem.num_tokens = 2;
   plan = find_variant("decode").joined_plans(kGpu, problem, Fp8Mode::on).at(0);
-  const auto whole = kernel_works(kGpu, problem, plan, std::vector<std::int64_t>{1, 1, 1, 1});
+  const auto whole = kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>{1, 1, 1, 1});
   CHECK(steps_of(whole) == "layer; ");
   CHECK(whole[0].bytes ==
         doctest::Approx(weight_bytes(problem.shape, problem.dtype) / 2).epsilon(0.01));

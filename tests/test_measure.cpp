@@ -13,7 +13,6 @@
 #include "measure/energy.hpp"
 #include "measure/nvml.hpp"
 #include "measure/sampling.hpp"
-#include "tune/workspace.hpp"
 
 using namespace moetune;
 
@@ -181,39 +180,6 @@ TEST_CASE("energy: a counter that fails or stands still gives nothing, in bounde
   meter.read_mj = [&] { return num_runs < 3 ? std::optional(5.0 + num_runs) : std::nullopt; };
   CHECK_FALSE(energy_of_run_mj(meter));
   CHECK(num_runs == 3);
-}
-
-TEST_CASE("workspace: what a call keeps between its kernels, counted by hand") {
-  Problem problem;
-  problem.shape = {"custom", 8, 2, 256, 512};
-  problem.num_tokens = 3;
-  Plan plan = reference_plan({}, problem);
-  // bf16: 6 rows of gate and up, of the activation, of the second GEMM; 3 rows of the output.
-  const std::int64_t gemm1 = 6 * 2 * 512 * 2 + 6 * 512 * 2;
-  const std::int64_t gemm2 = 6 * 256 * 2 + 3 * 256 * 2;
-  CHECK(workspace_bytes(problem, Stage::layer, plan) == gemm1 + gemm2);
-  CHECK(workspace_bytes(problem, Stage::gemm1, plan) == gemm1);
-  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == gemm2 + 6 * 512 * 2);
-  plan.steps[1].point.set("SPLIT_K", 4);  // fp32 partial sums
-  CHECK(workspace_bytes(problem, Stage::layer, plan) == gemm1 + gemm2 + 6 * 256 * (4 * 4 - 2));
-  plan.steps[1].point.set("SPLIT_K", 1);
-  plan.steps[0].point.set("FUSE_SWIGLU", 1);  // gate and up never reach memory
-  CHECK(workspace_bytes(problem, Stage::layer, plan) == 6 * 512 * 2 + gemm2);
-  for (Step& step : plan.steps) step.point.set("FP8", 1);
-  // 3 rows of the input and 6 of the activation, with 2 and 4 scales each; packed rows' lie 8
-  // apart.
-  CHECK(workspace_bytes(problem, Stage::layer, plan) ==
-        6 * 512 * 2 + gemm2 + 3 * (256 + 4 * 2) + 6 * 512 + 4 * (6 * 4));
-  const Variant& hopper = find_variant("hopper");
-  const Gpu h200 = known_gpu("h200");
-  plan.steps[1] = {"gemm2", "hopper",
-                   hopper.space(h200, problem, Stage::gemm2, Fp8Mode::off).reference()};
-  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == gemm2 + 6 * 512 * 2);
-  plan.steps[1].point.set("FUSE_COMBINE", 1);  // the second GEMM's rows never reach memory
-  CHECK(workspace_bytes(problem, Stage::gemm2, plan) == 3 * 256 * 2 + 6 * 512 * 2);
-  plan.steps.pop_back();
-  CHECK_THROWS_WITH_AS(workspace_bytes(problem, Stage::layer, plan),
-                       doctest::Contains("lacks its step gemm2"), Error);
 }
 
 TEST_CASE("nvml: without the library, or without the GPU, it says why there is none") {

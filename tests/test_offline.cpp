@@ -5,10 +5,10 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "jit/static_check.hpp"
 #include "tests/temporary_folder.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/journal.hpp"
-#include "tune/static_check.hpp"
 
 using namespace moetune;
 namespace fs = std::filesystem;

@@ -10,8 +10,8 @@
 
 #include "core/error.hpp"
 #include "core/statistics.hpp"
-#include "layer/layer.hpp"
-#include "layer/routing.hpp"
+#include "lab/layer.hpp"
+#include "lab/routing.hpp"
 #include "measure/check.hpp"
 #include "measure/timing.hpp"
 

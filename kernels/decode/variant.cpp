@@ -5,8 +5,10 @@
 #include <bit>
 #include <functional>
 
+#include "core/error.hpp"
 #include "kernels/decode/host.hpp"
 #include "kernels/expected.hpp"
+#include "program/steps.hpp"
 
 namespace moetune::decode {
 namespace {
@@ -30,6 +32,8 @@ class Decode final : public Variant {
                     const Point& point) const override;
   std::vector<Plan> joined_plans(const Gpu& gpu, const Problem& problem,
                                  Fp8Mode fp8) const override;
+  bool fuses_gemms(const Point&) const override { return true; }
+  void append_layer(ProgramBuilder& builder, const Plan& plan) const override;
 };
 
 SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, Fp8Mode fp8) const {
@@ -126,9 +130,52 @@ GemmLaunch Decode::launch(const Problem& problem, Stage stage, const Point& poin
           .tile_columns = first ? kWeightRows / 2 : kWeightRows,
           .fp8 = c.fp8 == 1,
           .output = first ? Output::swiglu : Output::weighted_sum,
-          .blocks_per_sm = c.blocks_per_sm,
-          .joins = !first,
-          .whole_layer = !first};
+          .blocks_per_sm = c.blocks_per_sm};
+}
+
+void Decode::append_layer(ProgramBuilder& builder, const Plan& plan) const {
+  const GemmStep step = gemm_step(builder.gpu(), builder.problem(), Stage::gemm2, plan);
+  const GemmLaunch& c = step.launch;
+  const LayerShape& s = builder.shape();
+  const std::int64_t slots = builder.num_slots();
+  if (slots > kMaxSlots) {
+    throw Error(ErrorKind::input,
+                fmt::format("{} tokens for {} experts each: the decode variant sorts at most {} "
+                            "slots; use another variant",
+                            builder.problem().num_tokens, s.top_k, kMaxSlots));
+  }
+  moetune::Params<decode::Params> p;
+  p.bind(&decode::Params::x, tensor::x, Access::read);
+  p.bind(&decode::Params::w13, tensor::w13, Access::read);
+  p.bind(&decode::Params::w2, tensor::w2, Access::read);
+  if (c.fp8) {
+    p.bind(&decode::Params::w13_scale, tensor::w13_scale, Access::read);
+    p.bind(&decode::Params::w2_scale, tensor::w2_scale, Access::read);
+  }
+  p.bind(&decode::Params::topk_ids, tensor::topk_ids, Access::read);
+  p.bind(&decode::Params::topk_weights, tensor::topk_weights, Access::read);
+  p.bind(&decode::Params::activation, builder.scratch("activation", 2 * slots * s.intermediate_size),
+         Access::write);
+  p.bind(&decode::Params::out, tensor::out, Access::write);
+  // A pair for each size of grid: launches count in it, and must agree on how many blocks do.
+  const std::string counters = fmt::format("decode_counters_{}", c.blocks_per_sm);
+  p.bind(&decode::Params::counters, builder.counter(counters, 2 * 8), Access::read_write);
+  p.value.num_slots = narrow(slots);
+
+  const auto weights = static_cast<double>(s.hidden_size * s.intermediate_size);
+  const auto x = static_cast<double>(builder.problem().num_tokens * s.hidden_size);
+  Work work;
+  work.step = "layer";
+  work.kernel = "moe_layer";
+  work.bytes = 2 * x + 4 * static_cast<double>(slots) + 2 * x;
+  work.weight_bytes_an_expert = weight_value_bytes(3 * weights, c.fp8);
+  work.flops = 6 * static_cast<double>(slots) * weights;
+  work.fp8 = c.fp8;
+  builder.add(step.source, step.source.expressions.front(),
+              {.x = static_cast<unsigned>(c.blocks_per_sm * builder.gpu().num_sms),
+               .threads = static_cast<unsigned>(c.num_threads),
+               .smem_bytes = static_cast<unsigned>(c.smem_bytes)},
+              std::move(work), p);
 }
 
 // Of every height of tiles, count of warps and step the points with the deepest ring.

@@ -6,6 +6,7 @@
 
 #include "kernels/expected.hpp"
 #include "kernels/swap_ab/host.hpp"
+#include "program/steps.hpp"
 
 namespace moetune::swap_ab {
 namespace {
@@ -26,6 +27,10 @@ class SwapAb final : public Variant {
                     const Point& point) const override;
   std::vector<Plan> joined_plans(const Gpu& gpu, const Problem& problem,
                                  Fp8Mode fp8) const override;
+  bool fuses_gemms(const Point& gemm2) const override {
+    return gemm2.value_or("JOIN_GEMM1", 0) == 1;
+  }
+  void append_layer(ProgramBuilder& builder, const Plan& plan) const override;
 };
 
 // GEMM1's point where a GEMM2 of this point joins it.
@@ -180,8 +185,43 @@ GemmLaunch SwapAb::launch(const Problem& problem, Stage stage, const Point& poin
           .cluster = 1,
           .w_box_rows = weight_box_rows(c),
           .a_box_rows = 0,
-          .w_promotion = 128,  // 256 is 2 to 4 % slower (results/NVIDIA_H200/notes.md)
-          .joins = joins(point)};
+          .w_promotion = 128};  // 256 is 2 to 4 % slower (results/NVIDIA_H200/notes.md)
+}
+
+// Both GEMMs in one launch: GEMM2's tiles wait for the rows of GEMM1 that they read.
+void SwapAb::append_layer(ProgramBuilder& builder, const Plan& plan) const {
+  const GemmStep gemm1 = gemm_step(builder.gpu(), builder.problem(), Stage::gemm1, plan);
+  const GemmStep gemm2 = gemm_step(builder.gpu(), builder.problem(), Stage::gemm2, plan);
+  const GemmLaunch& c = gemm2.launch;
+  append_sort(builder, {.gemm2 = &c,
+                        .quantises_x_for = gemm1.fp8() ? &gemm1.launch : nullptr,
+                        .clears_out = c.sums(),
+                        .clears_tiles_done = true});
+  Params<GemmParams> p1 = gemm_params(builder, Stage::gemm1, gemm1.launch, Stage::gemm2);
+  const Params<GemmParams> p2 = gemm_params(builder, Stage::gemm2, c, Stage::gemm2);
+  p1.bind(&GemmParams::tiles_done, tiles_done_tensor(builder), Access::read_write);
+
+  const LayerShape& s = builder.shape();
+  const auto weights = static_cast<double>(s.hidden_size * s.intermediate_size);
+  const auto x = static_cast<double>(builder.problem().num_tokens * s.hidden_size);
+  Work work;
+  work.step = "GEMM1 + GEMM2";
+  work.kernel = "moe_joined";
+  work.bytes = value_bytes(x, gemm1.fp8()) + 2 * x;  // the activation may stay in L2
+  work.weight_bytes_an_expert = weight_value_bytes(3 * weights, c.fp8);
+  work.flops = 6 * static_cast<double>(builder.num_slots()) * weights;
+  work.fp8 = c.fp8;
+  const std::int64_t tiles =
+      max_tiles(builder, Stage::gemm1, gemm1.launch) + max_tiles(builder, Stage::gemm2, c);
+  const std::int64_t resident = std::int64_t{c.blocks_per_sm} * builder.gpu().num_sms;
+  Op& op = builder.add(gemm2.source, gemm2.source.expressions.front(),
+                       {.x = static_cast<unsigned>(std::min(tiles, resident)),
+                        .threads = static_cast<unsigned>(c.num_threads),
+                        .smem_bytes = static_cast<unsigned>(c.smem_bytes)},
+                       std::move(work), p1, p2);
+  ProgramBuilder::add_map(op, weight_map(builder, Stage::gemm1, gemm1.launch));
+  ProgramBuilder::add_map(op, weight_map(builder, Stage::gemm2, c));
+  if (!c.sums()) append_combine(builder, c);
 }
 
 // Of every tile and count of warps the points with the deepest ring.

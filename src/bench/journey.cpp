@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
-#include "bench/loaded_plan.hpp"
+#include "bench/check_plan.hpp"
 #include "bench/measure_call.hpp"
 #include "core/error.hpp"
-#include "layer/reference.hpp"
+#include "lab/loaded_plan.hpp"
+#include "lab/reference.hpp"
 
 namespace moetune {
 namespace {
@@ -37,12 +38,13 @@ void Journey::measure(int number, const JourneyRow& row, const std::string& defe
   std::unique_ptr<LoadedPlan> plan;
   if (number == kTunedLevel) {
     if (!defect.empty()) throw Error(ErrorKind::failed, defect);
-    plan = std::make_unique<LoadedPlan>(gpu_, batch.problem, row.plan, compiler_);
-    plan->prepare(*layer_, batch);
+    check_plan(gpu_, batch.problem, row.plan, compiler_);
+    plan = std::make_unique<LoadedPlan>(*layer_, batch.problem, row.plan, Stage::layer);
+    plan->prepare(batch);
     layer_->poison();
-    call.enqueue = [&](int routing) { plan->enqueue(*layer_, batch, routing); };
-    call.result = [&] { return plan->result(*layer_, batch); };
-    level.workspace_bytes = layer_->workspace_bytes();
+    call.enqueue = [&](int routing) { plan->enqueue(batch, routing); };
+    call.result = [&] { return plan->result(batch); };
+    level.workspace_bytes = workspace_bytes(plan->program(batch));
   } else {
     levels_->prepare(number, batch);
     levels_->poison();

@@ -10,7 +10,7 @@
 
 #include "core/embedded.hpp"
 #include "cuda/cublas.hpp"
-#include "layer/layer.hpp"
+#include "lab/layer.hpp"
 
 namespace moetune {
 

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "core/trial.hpp"
-#include "layer/layer.hpp"
+#include "lab/layer.hpp"
 #include "measure/check.hpp"
 
 namespace moetune {

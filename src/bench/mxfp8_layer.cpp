@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "bench/levels.hpp"
 #include "bench/measure_call.hpp"
+#include "bench/mxfp8_program.hpp"
 #include "core/error.hpp"
 #include "core/mxfp8.hpp"
-#include "layer/reference.hpp"
+#include "lab/reference.hpp"
 #include "measure/timing.hpp"
 #include "search/legal_points.hpp"
 
@@ -18,16 +20,12 @@ namespace moetune {
 namespace {
 
 constexpr std::int64_t kCheckedValues = 1 << 18;  // of a quantised tensor, at either end
-constexpr int kGroupM = 8;                        // row tiles of an expert walked together
 
 std::size_t bytes(std::int64_t count, std::int64_t size) {
   return static_cast<std::size_t>(count * size);
 }
 int index_of(Stage stage) {
   return stage == Stage::gemm1 ? 0 : 1;
-}
-int tile_columns(const Mxfp8Config& c) {
-  return c.output == Output::swiglu ? c.block_n / 2 : c.block_n;
 }
 double mx_bytes(double rows, double columns) {
   return rows * columns * (1 + 1.0 / kMxBlock);
@@ -43,12 +41,19 @@ Problem must_serve(const Gpu& gpu, Problem problem) {
   return problem;
 }
 
-std::shared_ptr<const Cubin> must_compile(Compiler& compiler, const KernelSource& source) {
-  auto cubin = compiler.get(source);
-  if (!cubin->ok()) {
-    throw Error(ErrorKind::failed, fmt::format("{}: {}", source.file, cubin->error));
-  }
-  return cubin;
+// The sources of a layer's kernels and of the journey's.
+std::span<const EmbeddedFile> all_kernels() {
+  static const std::vector<EmbeddedFile> files = [] {
+    std::vector<EmbeddedFile> all(embedded_kernels().begin(), embedded_kernels().end());
+    for (const EmbeddedFile& file : embedded_journey()) {
+      const bool is_there = std::any_of(all.begin(), all.end(), [&](const EmbeddedFile& other) {
+        return other.name == file.name;
+      });
+      if (!is_there) all.push_back(file);
+    }
+    return all;
+  }();
+  return files;
 }
 
 // e8m0 [rows, pitch] -> fp32 [rows, blocks], by definition.
@@ -87,10 +92,8 @@ Mxfp8Layer::Mxfp8Layer(const Gpu& gpu, const Problem& problem, const std::string
                        int num_jobs)
     : gpu_(gpu),
       problem_(must_serve(gpu, problem)),
-      support_(arch_name(gpu), cache_dir, 1),
-      compiler_(arch_name(gpu), cache_dir, num_jobs, embedded_journey()),
-      layer_(gpu, problem_, false, support_),
-      small_(*must_compile(support_, small_kernels(problem_))),
+      compiler_(arch_name(gpu), cache_dir, num_jobs, all_kernels()),
+      layer_(gpu, problem_, false, compiler_),
       quantise_h_(problem.shape.hidden_size, compiler_),
       quantise_i_(problem.shape.intermediate_size, compiler_) {
   const LayerShape& s = problem.shape;
@@ -98,10 +101,6 @@ Mxfp8Layer::Mxfp8Layer(const Gpu& gpu, const Problem& problem, const std::string
                   s.hidden_size, true);
   w2_ = quantise(quantise_i_, layer_.weights().w2, s.num_experts * s.hidden_size,
                  s.intermediate_size, true);
-}
-
-LaunchShape Mxfp8Layer::shape(std::int64_t grid, unsigned threads) const {
-  return {dim3(static_cast<unsigned>(grid)), threads, 0, gpu_.cc() >= 90};
 }
 
 Mxfp8Layer::Quantised Mxfp8Layer::quantise(const Mxfp8Quantiser& quantiser, const Buffer& in,
@@ -131,14 +130,8 @@ void Mxfp8Layer::prepare(std::int64_t num_tokens) {
   Problem problem = problem_;
   problem.num_tokens = num_tokens;
   batch_ = layer_.make_batch(problem, kBenchRoutings);
-  const std::int64_t slots = batch_->num_slots();
   x_ = quantise(quantise_h_, batch_->x, num_tokens, s.hidden_size, true);
   make_reference_output();
-  activation_.reserve(bytes(slots * s.intermediate_size, 2));
-  activation_q_.reserve(bytes(slots, s.intermediate_size));
-  activation_scale_.reserve(bytes(slots, quantise_i_.scale_pitch()));
-  y_.reserve(bytes(slots * s.hidden_size, 4));
-  out_.reserve(bytes(num_tokens * s.hidden_size, 2));
   for (std::optional<Gemm>& best : best_) best.reset();
 }
 
@@ -161,108 +154,60 @@ void Mxfp8Layer::make_reference_output() {
 }
 
 Mxfp8Layer::Gemm Mxfp8Layer::load(Stage stage, const Mxfp8Config& config) {
-  const auto cubin = must_compile(compiler_, mxfp8_gemm_kernel(config));
-  const CompiledKernel& compiled = cubin->kernels.front();
-  const std::string defect = resource_defect(compiled, cubin->log, num_threads(config));
+  const auto cubin = compiler_.get(mxfp8_gemm_kernel(config));
+  if (!cubin->ok())
+    throw Error(ErrorKind::failed, fmt::format("{}: {}", to_string(stage), cubin->error));
+  const std::string defect =
+      resource_defect(cubin->kernels.front(), cubin->log, num_threads(config));
   if (!defect.empty())
     throw Error(ErrorKind::failed, fmt::format("{}: {}", to_string(stage), defect));
+  const Mxfp8Config both[2] = {config, config};
   Gemm gemm;
   gemm.config = config;
-  gemm.module = std::make_unique<Module>(*cubin);
-  gemm.step.kernel = gemm.module->kernel(compiled.expression);
-  gemm.step.shape = {.num_threads = num_threads(config),
-                     .smem_bytes = mx_smem_bytes(config),
-                     .block_m = config.block_m,
-                     .tile_columns = tile_columns(config),
-                     .group_m = kGroupM,
-                     .fp8 = true,
-                     .output = config.output};
-  allow_smem(gemm.step.kernel, static_cast<unsigned>(gemm.step.shape.smem_bytes));
+  gemm.executor = std::make_unique<Executor>(mxfp8_program(gpu_, batch_->problem, stage, both),
+                                             layer_.kernels());
+  layer_.reserve(gemm.executor->program(), *batch_);
   return gemm;
 }
 
-void Mxfp8Layer::set_up(Stage stage, const Gemm& gemm) {
-  const bool first = stage == Stage::gemm1;
-  for (int r = 0; r < kBenchRoutings; ++r)
-    layer_.sort(first ? &gemm.step : nullptr, first ? nullptr : &gemm.step, false, *batch_, r);
-  if (first) return;
-  const int* const positions = batch_->routings[0].sorted.positions.get<int>();
-  const auto pack = [&](const Buffer& in, const Buffer& out) {
-    launch(layer_.stream(), layer_.judge().kernel("moetune_reference::reference_pack"),
-           LaunchShape{dim3(static_cast<unsigned>(batch_->num_slots())), 256}, in.get(), positions,
-           static_cast<long long>(in.size()) / batch_->num_slots(), out.get());
-  };
-  pack(want_activation_q_.values, activation_q_);
-  pack(want_activation_q_.scales, activation_scale_);
+Bindings Mxfp8Layer::bind(const LayerProgram& program, int routing) const {
+  Bindings bindings = layer_.bind(program, *batch_, routing);
+  bindings[tensor::w13] = w13_.values.get();
+  bindings[tensor::w13_scale] = w13_.scales.get();
+  bindings[tensor::w2] = w2_.values.get();
+  bindings[tensor::w2_scale] = w2_.scales.get();
+  return bindings;
 }
 
-void Mxfp8Layer::enqueue_gemm(Stage stage, const Gemm& gemm, int routing) {
-  const bool first = stage == Stage::gemm1;
-  const Mxfp8Config& c = gemm.config;
-  const Sorted& sorted = batch_->routings[static_cast<std::size_t>(routing)].sorted;
-  const Quantised& w = first ? w13_ : w2_;
-  Mxfp8Params p{};
-  p.gemm.a = (first ? x_.values : activation_q_).get();
-  p.gemm.w = w.values.get();
-  p.gemm.out = (first ? activation_ : y_).get();
-  p.gemm.sorted_slots = sorted.sorted_slots.get<int>();
-  p.gemm.tiles = sorted.tiles[index_of(stage)].get<RowTile>();
-  p.gemm.num_tiles = sorted.num_tiles.get<int>() + index_of(stage);
-  p.gemm.num_slots = narrow(batch_->num_slots());
-  p.gemm.split_k = 1;
-  p.a_scale = (first ? x_.scales : activation_scale_).get<unsigned char>();
-  p.w_scale = w.scales.get<unsigned char>();
-  const std::int64_t columns = c.output == Output::swiglu ? c.size_n / 2 : c.size_n;
-  LaunchShape shape =
-      this->shape(max_row_tiles(batch_->num_slots(), problem_.shape.num_experts, c.block_m) *
-                      ((columns + tile_columns(c) - 1) / tile_columns(c)),
-                  static_cast<unsigned>(num_threads(c)));
-  shape.smem_bytes = static_cast<unsigned>(gemm.step.shape.smem_bytes);
-  launch(layer_.stream(), gemm.step.kernel, shape, p);
-}
-
-void Mxfp8Layer::enqueue_layer(int routing) {
-  const LayerShape& s = problem_.shape;
-  const Stream& stream = layer_.stream();
-  const DeviceRouting& r = batch_->routings[static_cast<std::size_t>(routing)];
-  const bool overlap = gpu_.cc() >= 90;
-  layer_.sort(&best_[0]->step, &best_[1]->step, false, *batch_, routing);
-  quantise_h_.enqueue(stream, batch_->x.get(), batch_->problem.num_tokens, x_.values.get(),
-                      x_.scales.get(), overlap);
-  enqueue_gemm(Stage::gemm1, *best_[0], routing);
-  quantise_i_.enqueue(stream, activation_.get(), batch_->num_slots(), activation_q_.get(),
-                      activation_scale_.get(), overlap);
-  enqueue_gemm(Stage::gemm2, *best_[1], routing);
-  const CombineParams p{y_.get(),
-                        r.sorted.positions.get<int>(),
-                        r.topk_weights.get<float>(),
-                        out_.get(),
-                        narrow(batch_->problem.num_tokens),
-                        narrow(s.top_k),
-                        narrow(s.hidden_size),
-                        0};
-  const std::int64_t threads = batch_->problem.num_tokens * s.hidden_size / 8;
-  launch(stream, small_.kernel(combine_expression(s.top_k)), shape((threads + 255) / 256, 256), p);
-}
-
-void Mxfp8Layer::poison() {
-  for (const Buffer* buffer : {&activation_, &activation_q_, &activation_scale_, &y_, &out_})
-    fill_nan(*buffer);
-}
-
-void Mxfp8Layer::fill_nan(const Buffer& buffer) const {
-  check_cuda(cudaMemsetAsync(buffer.get(), 0xff, buffer.size(), layer_.stream().get()), "memset");
+void Mxfp8Layer::enqueue(const Executor& executor, int routing) {
+  executor.run(bind(executor.program(), routing), layer_.stream().get());
 }
 
 Deviation Mxfp8Layer::compare_stage(Stage stage, const Gemm& gemm) {
   const LayerShape& s = problem_.shape;
-  poison();
-  set_up(stage, gemm);
-  enqueue_gemm(stage, gemm, 0);
+  const LayerProgram& program = gemm.executor->program();
+  layer_.poison();
+  for (int r = 0; r < kBenchRoutings; ++r)
+    gemm.executor->set_up(bind(program, r), layer_.stream().get());
+  const Bindings bindings = bind(program, 0);
+  const auto bound = [&](std::string_view name) {
+    return bindings[static_cast<std::size_t>(program.find(name))];
+  };
+  const int* const positions = static_cast<const int*>(bound("positions"));
   const bool first = stage == Stage::gemm1;
+  if (!first) {
+    const auto pack = [&](const Buffer& in, void* out) {
+      launch(layer_.stream(), layer_.judge().kernel("moetune_reference::reference_pack"),
+             LaunchShape{dim3(static_cast<unsigned>(batch_->num_slots())), 256}, in.get(),
+             positions, static_cast<long long>(in.size()) / batch_->num_slots(), out);
+    };
+    pack(want_activation_q_.values, bound("activation_q"));
+    pack(want_activation_q_.scales, bound("activation_scale"));
+  }
+  enqueue(*gemm.executor, 0);
   const Format format = gemm.config.output == Output::partial ? Format::fp32 : Format::bf16;
-  return compare(layer_, {(first ? activation_ : y_).get(), nullptr, format, 1, 1},
-                 batch_->routings[0].sorted.positions.get<int>(),
+  const void* const data = bindings[static_cast<std::size_t>(program.result.data)];
+  return compare(layer_, {data, nullptr, format, 1, 1}, positions,
                  (first ? want_activation_ : want_y_).get<float>(), batch_->num_slots(),
                  first ? s.intermediate_size : s.hidden_size);
 }
@@ -308,7 +253,7 @@ Mxfp8Product Mxfp8Layer::tune(Stage stage) {
         throw Error(ErrorKind::failed, "wrong result: " + defect);
       }
       const Graph graph(layer_.stream(), [&] {
-        for (int r = 0; r < kBenchRoutings; ++r) enqueue_gemm(stage, gemm, r);
+        for (int r = 0; r < kBenchRoutings; ++r) enqueue(*gemm.executor, r);
       });
       bool stopped = false;
       const double stop_above_us = best ? 2 * product.timing.median_us : 0;
@@ -346,11 +291,14 @@ Mxfp8Product Mxfp8Layer::measure() {
                                static_cast<double>(s.intermediate_size),
                            static_cast<double>(s.hidden_size)) +
                   4 * static_cast<double>(problem.num_tokens * s.hidden_size);
-  poison();
-  for (const Buffer* buffer : {&x_.values, &x_.scales}) fill_nan(*buffer);
-  enqueue_layer(0);
+  const Mxfp8Config configs[2] = {best_[0]->config, best_[1]->config};
+  const Executor executor(mxfp8_program(gpu_, problem, Stage::layer, configs), layer_.kernels());
+  layer_.reserve(executor.program(), *batch_);
+  layer_.poison();
+  enqueue(executor, 0);
+  const void* const out = bind(executor.program(), 0)[tensor::out];
   const auto against = [&](const Buffer& want) {
-    return compare(layer_, {out_.get(), nullptr, Format::bf16, 1, 1}, nullptr, want.get<float>(),
+    return compare(layer_, {out, nullptr, Format::bf16, 1, 1}, nullptr, want.get<float>(),
                    problem.num_tokens, s.hidden_size);
   };
   const auto judge = [&](const char* what, const Deviation& deviation, const Tolerance& tolerance) {
@@ -363,7 +311,7 @@ Mxfp8Product Mxfp8Layer::measure() {
   product.bf16_err = judge("against the bf16 layer", against(batch_->reference[0]->out),
                            kMxfp8QuantisationTolerance);
   const Graph graph(layer_.stream(), [&] {
-    for (int r = 0; r < kBenchRoutings; ++r) enqueue_layer(r);
+    for (int r = 0; r < kBenchRoutings; ++r) enqueue(executor, r);
   });
   bool stopped = false;
   product.timing = time_graph(graph, layer_.stream(), {.num_calls = kBenchRoutings}, stopped);

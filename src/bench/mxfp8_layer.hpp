@@ -9,8 +9,9 @@
 
 #include "bench/mxfp8.hpp"
 #include "kernels/journey/mxfp8_host.hpp"
-#include "layer/judge.hpp"
+#include "lab/judge.hpp"
 #include "measure/check.hpp"
+#include "runtime/executor.hpp"
 
 namespace moetune {
 
@@ -51,32 +52,26 @@ class Mxfp8Layer {
   };
   struct Gemm {
     Mxfp8Config config{};
-    GemmStep step;
-    std::unique_ptr<Module> module;
+    std::unique_ptr<Executor> executor;
   };
 
   Gemm load(Stage stage, const Mxfp8Config& config);
-  // Sorts for `gemm` all routings and, for GEMM2, packs the judge's activation as routing 0 has it.
-  void set_up(Stage stage, const Gemm& gemm);
-  void enqueue_gemm(Stage stage, const Gemm& gemm, int routing);
-  void enqueue_layer(int routing);
+  Bindings bind(const LayerProgram& program, int routing) const;
+  void enqueue(const Executor& executor, int routing);
+  // One call of a GEMM on routing 0, its memory poisoned before. Sorts for it all routings and, for
+  // GEMM2, packs the judge's activation as routing 0 has it.
   Deviation compare_stage(Stage stage, const Gemm& gemm);
-  void poison();
-  void fill_nan(const Buffer& buffer) const;
   // Its first and last rows are compared with the definition.
   Quantised quantise(const Mxfp8Quantiser& quantiser, const Buffer& in, std::int64_t rows,
                      std::int64_t columns, bool for_judge) const;
   Matrix judged(const Quantised& tensor) const;
   void make_reference_output();
   std::string_view path(const Gemm& gemm) const;
-  LaunchShape shape(std::int64_t grid, unsigned threads) const;
 
   Gpu gpu_;
   Problem problem_;
-  Compiler support_;
-  Compiler compiler_;
+  Compiler compiler_;  // of the layer's kernels and of these
   Layer layer_;
-  Module small_;
   Mxfp8Quantiser quantise_h_, quantise_i_;  // rows of H, of I
   Quantised w13_, w2_;
   std::optional<Gemm> best_[2];
@@ -86,11 +81,6 @@ class Mxfp8Layer {
   Quantised x_;
   Quantised want_activation_q_;                                        // by slot
   Buffer want_activation_, want_activation_bf16_, want_y_, want_out_;  // by slot; [T, H]
-  // Workspace of a call.
-  Buffer activation_;                       // bf16 [slots, I], packed
-  Buffer activation_q_, activation_scale_;  // MXFP8 [slots, I], packed
-  Buffer y_;                                // bf16 or fp32 [slots, H], packed
-  Buffer out_;                              // bf16 [T, H]
 };
 
 }  // namespace moetune

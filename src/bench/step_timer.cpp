@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bench/check_plan.hpp"
 #include "core/error.hpp"
 #include "core/statistics.hpp"
 
@@ -23,15 +24,16 @@ StepTimer::StepTimer(const Gpu& gpu, Layer& layer, TokenBatch& batch,
   Problem problem = batch.problem;
   problem.num_tokens = kCheckTokens;
   const auto check_batch = layer.make_batch(problem, 1);
-  std::map<std::string, std::shared_ptr<const LoadedPlan>> loaded;
+  std::map<std::string, std::shared_ptr<LoadedPlan>> loaded;
   for (const CountPlan& one : plans) {
-    std::shared_ptr<const LoadedPlan>& plan = loaded[one.plan.key()];
+    std::shared_ptr<LoadedPlan>& plan = loaded[one.plan.key()];
     if (!plan) {
-      plan = std::make_shared<const LoadedPlan>(gpu, problem, one.plan, compiler);
-      plan->check(layer, *check_batch, fmt::format("the plan for {} tokens", one.num_tokens));
+      check_plan(gpu, problem, one.plan, compiler);
+      plan = std::make_shared<LoadedPlan>(layer, problem, one.plan, Stage::layer);
+      plan->check(*check_batch, fmt::format("the plan for {} tokens", one.num_tokens));
     }
     batch.problem.num_tokens = one.num_tokens;
-    plan->prepare(layer, batch);
+    plan->prepare(batch);
     entries_[one.num_tokens].plan = plan;
   }
 }
@@ -57,7 +59,7 @@ double StepTimer::step_s(std::int64_t num_tokens) {
     batch_.problem.num_tokens = found->first;
     entry.graph = std::make_unique<Graph>(layer_.stream(), [&] {
       for (int call = 0; call < options_.num_launched; ++call)
-        entry.plan->enqueue(layer_, batch_, call);
+        entry.plan->enqueue(batch_, call);
     });
     launch_s(entry);  // the first launch of a graph is no measure
   }

@@ -8,7 +8,7 @@
 #include <span>
 #include <string>
 
-#include "bench/loaded_plan.hpp"
+#include "lab/loaded_plan.hpp"
 
 namespace moetune {
 
@@ -42,7 +42,7 @@ class StepTimer {
 
  private:
   struct Entry {
-    std::shared_ptr<const LoadedPlan> plan;
+    std::shared_ptr<LoadedPlan> plan;
     std::unique_ptr<Graph> graph;  // made when first needed
     double measured_s = 0;         // with `reuse`, once it was
   };

@@ -6,9 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "bench/loaded_plan.hpp"
+#include "bench/check_plan.hpp"
 #include "core/error.hpp"
-#include "layer/reference.hpp"
+#include "lab/loaded_plan.hpp"
+#include "lab/reference.hpp"
 
 namespace moetune {
 namespace {
@@ -129,16 +130,17 @@ TechniqueSide Techniques::measure_plan(std::string label, const Plan& plan, Toke
     Problem problem = batch.problem;
     const bool fp8 = plan.steps.front().point.value_or("FP8", 0) != 0;
     if (fp8) problem.dtype = Dtype::fp8_block;
-    const LoadedPlan loaded(gpu_, problem, plan, compiler_);
+    check_plan(gpu_, problem, plan, compiler_);
+    LoadedPlan loaded(*layer_, problem, plan, Stage::layer);
     if (!calls_.profiling()) make_reference(*layer_, batch, fp8);
-    loaded.prepare(*layer_, batch);
+    loaded.prepare(batch);
     layer_->poison();
     LayerCall call;
     call.enqueue = [&](int routing) {
       if (quantise_weights) enqueue_quantise();
-      loaded.enqueue(*layer_, batch, routing);
+      loaded.enqueue(batch, routing);
     };
-    call.result = [&] { return loaded.result(*layer_, batch); };
+    call.result = [&] { return loaded.result(batch); };
     call.fp8 = fp8;
     return calls_.measure(*layer_, batch, call);
   });

@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "bench/loaded_plan.hpp"
+#include "bench/check_plan.hpp"
 #include "bench/numbered_calls.hpp"
 #include "cli/bench_modes.hpp"
 #include "core/error.hpp"
-#include "layer/reference.hpp"
+#include "lab/loaded_plan.hpp"
+#include "lab/reference.hpp"
 #include "report/bench_record.hpp"
 #include "report/kernel_report.hpp"
 #include "report/row_record.hpp"
@@ -31,15 +32,16 @@ void measure(const Gpu& gpu, Layer& layer, Compiler& compiler, const ChosenPlan&
   row.call = calls.begin(layer);
   try {
     if (!chosen.defect.empty()) throw Error(ErrorKind::failed, chosen.defect);
-    const LoadedPlan loaded(gpu, row.problem, row.plan, compiler);
-    row.works = kernel_works(gpu, row.problem, row.plan, expert_rows(row.problem));
+    check_plan(gpu, row.problem, row.plan, compiler);
+    LoadedPlan loaded(layer, row.problem, row.plan, Stage::layer);
     const auto batch = layer.make_batch(row.problem, calls.num_routings());
     if (!calls.profiling()) make_reference(layer, *batch, loaded.fp8());
-    loaded.prepare(layer, *batch);
+    loaded.prepare(*batch);
+    row.works = kernel_works(loaded.program(*batch), expert_rows(row.problem));
     layer.poison();
     LayerCall call;
-    call.enqueue = [&](int routing) { loaded.enqueue(layer, *batch, routing); };
-    call.result = [&] { return loaded.result(layer, *batch); };
+    call.enqueue = [&](int routing) { loaded.enqueue(*batch, routing); };
+    call.result = [&] { return loaded.result(*batch); };
     call.fp8 = loaded.fp8();
     const MeasuredCall measured = calls.measure(layer, *batch, call);
     row.timing = measured.timing;

@@ -142,12 +142,6 @@ std::vector<DeviceChoice> choose_devices(const std::string& text) {
   return devices;
 }
 
-const std::vector<std::int64_t>& default_token_counts() {
-  static const std::vector<std::int64_t> counts = {1,  2,   4,   8,   16,   24,   32,   48,   64,
-                                                   96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096};
-  return counts;
-}
-
 CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& counts) {
   const auto sorted = [&counts](const std::vector<std::int64_t>& given) {
     counts = given;

@@ -37,8 +37,6 @@ DeviceChoice choose_device(const std::string& text);
 // The same, and `all`: every usable GPU of the first one's kind, with a warning about others.
 std::vector<DeviceChoice> choose_devices(const std::string& text);
 
-// --tokens 1,2,4...; the default grid that tables cover.
-const std::vector<std::int64_t>& default_token_counts();
 // Adds --tokens T,...: fills `counts` (its present value is the default), sorted, without repeats,
 // each at least 1. `counts` must outlive parsing.
 CLI::Option* add_token_counts(CLI::App& command, std::vector<std::int64_t>& counts);

@@ -15,6 +15,8 @@ struct EmbeddedFile {
 std::span<const EmbeddedFile> embedded_kernels();
 // configs/models/*.json and the table schema.
 std::span<const EmbeddedFile> embedded_configs();
+// configs/tuned/*/*.json: the tables that are shipped. Part of the runtime module.
+std::span<const EmbeddedFile> embedded_tables();
 // src/report/page/*: the page that `report` fills. Part of the report module.
 std::span<const EmbeddedFile> embedded_page();
 // Chart.js, as the distribution packages it. Part of the report module.

@@ -203,4 +203,10 @@ double layer_flops(const Problem& problem) {
          static_cast<double>(shape.hidden_size) * static_cast<double>(shape.intermediate_size);
 }
 
+const std::vector<std::int64_t>& default_token_counts() {
+  static const std::vector<std::int64_t> counts = {1,  2,   4,   8,   16,   24,   32,   48,   64,
+                                                   96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096};
+  return counts;
+}
+
 }  // namespace moetune

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace moetune {
 
@@ -60,6 +61,9 @@ struct Problem {
   Routing routing;
   std::uint64_t seed = 0;
 };
+
+// The token counts that tables cover unless told otherwise.
+const std::vector<std::int64_t>& default_token_counts();
 
 // Throws Error(input) when sizes are not positive, overflow, top_k > num_experts, or H or I is not
 // a multiple of what the dtype needs (bf16 8; fp8_block 128; fp8_tensor 16).

@@ -38,7 +38,7 @@ void allow_smem(cudaKernel_t kernel, unsigned bytes) {
       "raising the shared memory limit");
 }
 
-void launch(const Stream& stream, cudaKernel_t kernel, const LaunchShape& shape, void** arguments) {
+void launch(cudaStream_t stream, cudaKernel_t kernel, const LaunchShape& shape, void** arguments) {
   cudaLaunchAttribute attributes[2] = {};
   unsigned num_attributes = 0;
   if (shape.overlap) {
@@ -55,7 +55,7 @@ void launch(const Stream& stream, cudaKernel_t kernel, const LaunchShape& shape,
   config.gridDim = shape.grid;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.smem_bytes;
-  config.stream = stream.get();
+  config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = num_attributes;
   check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),

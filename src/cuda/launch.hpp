@@ -42,13 +42,13 @@ class Module {
 void allow_smem(cudaKernel_t kernel, unsigned bytes);
 
 // Enqueues; throws Error(device) when the launch is refused.
-void launch(const Stream& stream, cudaKernel_t kernel, const LaunchShape& shape, void** arguments);
+void launch(cudaStream_t stream, cudaKernel_t kernel, const LaunchShape& shape, void** arguments);
 
 template <typename... Arguments>
 void launch(const Stream& stream, cudaKernel_t kernel, const LaunchShape& shape,
             Arguments... arguments) {
   void* pointers[] = {static_cast<void*>(&arguments)...};
-  launch(stream, kernel, shape, pointers);
+  launch(stream.get(), kernel, shape, pointers);
 }
 
 }  // namespace moetune

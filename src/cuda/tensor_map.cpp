@@ -29,11 +29,11 @@ Encode encoder() {
 
 }  // namespace
 
-TensorMap::TensorMap(const void* data, std::int64_t rows, std::int64_t columns,
+TensorMap::TensorMap(const void* data, std::int64_t rows, std::int64_t columns, std::int64_t pitch,
                      std::int64_t element_bytes, int box_rows, int promotion) {
   constexpr cuuint32_t kBoxBytes = 128;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns * element_bytes)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(pitch * element_bytes)};
   const cuuint32_t box[] = {kBoxBytes / static_cast<cuuint32_t>(element_bytes),
                             static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "layer/layer.hpp"
+#include "lab/layer.hpp"
 
 namespace moetune {
 

@@ -1,5 +1,5 @@
-// What each kernel of a layer call must move and compute at least, in the order in which
-// src/layer launches them. Pure functions.
+// What each kernel of a layer call must move and compute at least, as its program says, for the rows
+// that a routing gives the experts. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/gpu.hpp"
-#include "core/trial.hpp"
-#include "kernels/variant.hpp"
+#include "program/program.hpp"
 
 namespace moetune {
 
@@ -25,9 +23,9 @@ struct KernelWork {
   double rounds_full = 0;
 };
 
-// `problem` as the plan was compiled for; `expert_rows`: how many slots each expert has. Sizes of
-// the tile list and of fp8_tensor's scales are too small to count.
-std::vector<KernelWork> kernel_works(const Gpu& gpu, const Problem& problem, const Plan& plan,
+// `expert_rows`: how many slots each expert has. Sizes of the tile list and of fp8_tensor's scales are
+// too small to count.
+std::vector<KernelWork> kernel_works(const LayerProgram& program,
                                      std::span<const std::int64_t> expert_rows);
 
 }  // namespace moetune

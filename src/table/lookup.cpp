@@ -1,22 +1,28 @@
-#include <iterator>
+#include <algorithm>
 
 #include "table/table.hpp"
 
 namespace moetune {
 
+std::vector<std::int64_t> nearest_keys(std::vector<std::int64_t> keys, std::int64_t num_tokens) {
+  const auto ratio = [num_tokens](std::int64_t key) {
+    const auto a = static_cast<double>(key);
+    const auto b = static_cast<double>(num_tokens);
+    return a > b ? a / b : b / a;
+  };
+  std::sort(keys.begin(), keys.end(), [&](std::int64_t a, std::int64_t b) {
+    return std::pair(ratio(a), -a) < std::pair(ratio(b), -b);
+  });
+  return keys;
+}
+
 Lookup look_up(const Table& table, std::int64_t num_tokens) {
   if (table.entries.empty()) return {};
-  const auto above = table.entries.lower_bound(num_tokens);
-  if (above != table.entries.end() && above->first == num_tokens)
-    return {LookupStep::exact, num_tokens, &above->second};
-  auto found = above;
-  if (above == table.entries.end()) {
-    found = std::prev(above);
-  } else if (above != table.entries.begin()) {
-    const auto below = std::prev(above);
-    if (num_tokens - below->first <= above->first - num_tokens) found = below;
-  }
-  return {LookupStep::nearest, found->first, &found->second};
+  std::vector<std::int64_t> keys;
+  for (const auto& [key, entry] : table.entries) keys.push_back(key);
+  const std::int64_t key = nearest_keys(std::move(keys), num_tokens).front();
+  const LookupStep step = key == num_tokens ? LookupStep::exact : LookupStep::nearest;
+  return {step, key, &table.entries.at(key)};
 }
 
 }  // namespace moetune

@@ -7,14 +7,14 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "layer/reference.hpp"
+#include "jit/static_check.hpp"
+#include "lab/loaded_plan.hpp"
+#include "lab/reference.hpp"
 #include "measure/check.hpp"
 #include "measure/energy.hpp"
 #include "measure/nvml.hpp"
 #include "measure/timing.hpp"
 #include "tune/evaluator.hpp"
-#include "tune/static_check.hpp"
-#include "tune/workspace.hpp"
 
 namespace moetune {
 namespace {
@@ -36,25 +36,14 @@ struct CheckCase {
   std::unique_ptr<TokenBatch> batch;
 };
 
-struct Steps {
-  GemmStep gemm1, gemm2;
-  const GemmStep* first = nullptr;
-  const GemmStep* second = nullptr;
-  Steps() = default;
-  Steps(const Steps&) = delete;  // of the pointers
-  Steps& operator=(const Steps&) = delete;
-  const GemmStep& last() const { return second != nullptr ? *second : *first; }
-  bool fp8() const { return last().fp8(); }
-};
-
 // A plan that was found right in the first round of finals, ready for the next.
 struct Finalist {
-  Steps steps;
+  std::unique_ptr<LoadedPlan> plan;
   Trial trial;  // what the check said
   double call_us = 0;
   std::unique_ptr<Graph> graph;
-  int num_calls = 0;                 // in the graph
-  std::int64_t workspace_bytes = 0;  // then: it grows where it is allocated anew
+  int num_calls = 0;   // in the graph
+  int generation = 0;  // of the layer's memory then
 };
 
 class DeviceEvaluator final : public Evaluator {
@@ -74,11 +63,10 @@ class DeviceEvaluator final : public Evaluator {
 
  private:
   Problem at(std::int64_t num_tokens) const;
-  bool load(const Request& request, Trial& trial, Steps& steps);
-  cudaKernel_t kernel(const Cubin& cubin);
+  bool is_fit(const Request& request, Trial& trial);
   TokenBatch& batch(std::int64_t num_tokens);
-  bool is_right(const Request& request, const Steps& steps, TokenBatch& batch,
-                std::string_view name, Trial& trial, double* call_us);
+  bool is_right(const Request& request, LoadedPlan& plan, TokenBatch& batch, std::string_view name,
+                Trial& trial, double* call_us);
   double energy_mj(const Graph& graph, int num_calls, double call_us);
   TimingOptions timing_options(const Request& request, double call_us) const;
   void sample(const Request& request, const Graph& graph, const TimingOptions& options,
@@ -95,7 +83,6 @@ class DeviceEvaluator final : public Evaluator {
   std::unique_ptr<Layer> layer_;
   std::vector<CheckCase> cases_;
   std::unique_ptr<TokenBatch> batch_;
-  std::map<std::string, std::unique_ptr<Module>> modules_;  // by expression
   // What is_right() found on the check cases: they do not depend on the token count.
   std::map<std::string, Trial> verdicts_;
   std::map<std::string, std::unique_ptr<Finalist>> finalists_;  // of batch_
@@ -178,43 +165,23 @@ void DeviceEvaluator::prefetch(std::span<const Request> requests) {
   submit(gpu_, problem_, requests, compiler_);
 }
 
-cudaKernel_t DeviceEvaluator::kernel(const Cubin& cubin) {
-  auto& module = modules_[cubin.kernels.front().expression];
-  if (!module) module = std::make_unique<Module>(cubin);
-  return module->kernel(cubin.kernels.front().expression);
-}
-
-bool DeviceEvaluator::load(const Request& request, Trial& trial, Steps& steps) {
+// Whether the request's steps compile, fit the GPU and go together; else the trial says why not.
+bool DeviceEvaluator::is_fit(const Request& request, Trial& trial) {
   for (const Step& step : request.plan.steps) {
-    const auto cubin = check_static(gpu_, at(request.num_tokens), step, compiler_, trial);
-    if (!cubin) return false;
-    GemmStep ready = gemm_step(problem_, step, kernel(*cubin));
-    if (stage_of(step) == Stage::gemm1) {
-      steps.gemm1 = ready;
-      steps.first = &steps.gemm1;
-    } else {
-      steps.gemm2 = ready;
-      steps.second = &steps.gemm2;
-    }
-  }
-  const bool complete = (request.stage == Stage::gemm2 || steps.first != nullptr) &&
-                        (request.stage == Stage::gemm1 || steps.second != nullptr);
-  if (!complete) {
-    throw Error(ErrorKind::input, fmt::format("a plan for {} lacks a step: {}",
-                                              to_string(request.stage), request.plan.key()));
+    if (!check_static(gpu_, at(request.num_tokens), step, compiler_, trial)) return false;
   }
   std::string defect = pair_defect(request.plan);
-  if (request.stage == Stage::gemm2 && steps.second->shape.joins) {
+  const Step* const gemm2 = request.plan.find("gemm2");
+  if (request.stage == Stage::gemm2 && gemm2 != nullptr &&
+      find_variant(gemm2->variant).fuses_gemms(gemm2->point)) {
     defect = "joined: with JOIN_GEMM1 1 there is no GEMM2 by itself";
   }
-  if (!defect.empty()) {
-    const std::size_t colon = defect.find(": ");  // "RULE: reason"
-    trial.status = TrialStatus::rejected;
-    trial.rule = defect.substr(0, colon);
-    trial.reason = defect.substr(colon + 2);
-    return false;
-  }
-  return true;
+  if (defect.empty()) return true;
+  const std::size_t colon = defect.find(": ");  // "RULE: reason"
+  trial.status = TrialStatus::rejected;
+  trial.rule = defect.substr(0, colon);
+  trial.reason = defect.substr(colon + 2);
+  return false;
 }
 
 TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
@@ -228,40 +195,32 @@ TokenBatch& DeviceEvaluator::batch(std::int64_t num_tokens) {
 }
 
 // One call on routing 0 with poisoned outputs, compared with the judge. Adds to the trial's errors.
-bool DeviceEvaluator::is_right(const Request& request, const Steps& steps, TokenBatch& batch,
+bool DeviceEvaluator::is_right(const Request& request, LoadedPlan& plan, TokenBatch& batch,
                                std::string_view name, Trial& trial, double* call_us) {
   const Event busy_begin;
   busy_begin.record(layer_->stream());
-  make_reference(*layer_, batch, steps.fp8());
-  layer_->prepare(request.stage, steps.first, steps.second, batch);
+  make_reference(*layer_, batch, plan.fp8());
+  plan.prepare(batch);
   layer_->poison();
-  if (request.stage != Stage::layer) layer_->sort_all(steps.first, steps.second, batch);
+  plan.set_up(batch);
   const Event begin;
   const Event end;
   begin.record(layer_->stream());
-  layer_->enqueue(request.stage, steps.first, steps.second, batch, 0);
+  plan.enqueue(batch, 0);
   end.record(layer_->stream());
   busy_us_ += elapsed_us(busy_begin, end);
-  const ReferenceOutput& reference = *batch.reference[steps.fp8() ? 1 : 0];
-  const bool activation = request.stage == Stage::gemm1;
-  const Buffer& want = activation ? reference.activation : reference.out;
-  const std::int64_t rows = activation ? batch.num_slots() : batch.problem.num_tokens;
-  const LayerShape& s = problem_.shape;
-  const Deviation deviation =
-      compare(*layer_, layer_->result(request.stage, steps.last(), batch),
-              activation ? batch.routings[0].sorted.positions.get<int>() : nullptr,
-              want.get<float>(), rows, activation ? s.intermediate_size : s.hidden_size);
+  const Deviation deviation = plan.deviation(batch);
   if (call_us != nullptr) *call_us = elapsed_us(begin, end);
   trial.rel_err = std::max(trial.rel_err, deviation.rel_err);
   trial.max_err = std::max(trial.max_err, deviation.max_err);
-  if (steps.fp8() && request.stage == Stage::layer && request.thorough) {
+  if (plan.fp8() && request.stage == Stage::layer && request.thorough) {
     make_reference(*layer_, batch, false);
     const Deviation cost =
-        compare(*layer_, layer_->result(request.stage, steps.last(), batch), nullptr,
-                batch.reference[0]->out.get<float>(), rows, s.hidden_size);
+        compare(*layer_, plan.result(batch), nullptr, batch.reference[0]->out.get<float>(),
+                batch.problem.num_tokens, problem_.shape.hidden_size);
     trial.quantisation_err = std::max(trial.quantisation_err, cost.rel_err);
   }
-  const std::string defect = judge_deviation(deviation, tolerance(steps.fp8()));
+  const std::string defect = judge_deviation(deviation, tolerance(plan.fp8()));
   if (defect.empty()) return true;
   trial.status = TrialStatus::wrong_result;
   trial.rel_err = deviation.rel_err;
@@ -336,9 +295,7 @@ void DeviceEvaluator::time(const Request& request, Finalist& plan, TokenBatch& b
   const TimingOptions options = timing_options(request, call_us);
   plan.num_calls = options.num_calls;
   plan.graph = std::make_unique<Graph>(layer_->stream(), [&] {
-    for (int r = 0; r < plan.num_calls; ++r) {
-      layer_->enqueue(request.stage, plan.steps.first, plan.steps.second, batch, r);
-    }
+    for (int r = 0; r < plan.num_calls; ++r) plan.plan->enqueue(batch, r);
   });
   sample(request, *plan.graph, options, trial);
 }
@@ -349,7 +306,7 @@ Finalist* DeviceEvaluator::ready(Stage stage, std::int64_t num_tokens, const Pla
   const auto found = finalists_.find(plan_key(stage, plan));
   if (found == finalists_.end()) return nullptr;
   Finalist* const finalist = found->second.get();
-  return finalist->workspace_bytes == layer_->workspace_bytes() ? finalist : nullptr;
+  return finalist->generation == layer_->generation() ? finalist : nullptr;
 }
 
 // A later round of finals. False when the plan must be checked first.
@@ -378,9 +335,8 @@ bool DeviceEvaluator::time_in_turns(const Request& request, Trial& trial) {
   for (int k = 0; k < request.num_samples; ++k) {
     for (std::size_t i = 0; i < num_plans; ++i) {
       const std::size_t at = (i + static_cast<std::size_t>(k)) % num_plans;
-      const Steps& steps = plans[at]->steps;
       // A GEMM alone finds tiles and rows as the plan before left them.
-      if (request.stage != Stage::layer) layer_->sort_all(steps.first, steps.second, *batch_);
+      plans[at]->plan->set_up(*batch_);
       begins[at].record(stream);
       plans[at]->graph->launch(stream);
       ends[at].record(stream);
@@ -416,14 +372,14 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
   trial.plan = request.plan;
   try {
     if (time_in_turns(request, trial)) return trial;
+    if (!is_fit(request, trial)) return trial;
     auto plan = std::make_unique<Finalist>();
-    const Steps& steps = plan->steps;
-    if (!load(request, trial, plan->steps)) return trial;
+    plan->plan = std::make_unique<LoadedPlan>(*layer_, problem_, request.plan, request.stage);
     auto verdict = verdicts_.find(plan_key(request));
     if (verdict == verdicts_.end()) {
       Trial checked;
       for (const CheckCase& check : cases_) {
-        if (!is_right(request, steps, *check.batch, check.name, checked, nullptr)) break;
+        if (!is_right(request, *plan->plan, *check.batch, check.name, checked, nullptr)) break;
       }
       verdict = verdicts_.emplace(plan_key(request), std::move(checked)).first;
     }
@@ -432,15 +388,16 @@ Trial DeviceEvaluator::evaluate(const Request& request) {
     trial.status = verdict->second.status;
     trial.reason = verdict->second.reason;
     if (trial.status != TrialStatus::ok) return trial;
-    trial.workspace_bytes = workspace_bytes(at(request.num_tokens), request.stage, request.plan);
     TokenBatch& inputs = batch(request.num_tokens);
-    if (!is_right(request, steps, inputs, to_string(problem_.routing), trial, &plan->call_us)) {
+    if (!is_right(request, *plan->plan, inputs, to_string(problem_.routing), trial,
+                  &plan->call_us)) {
       return trial;
     }
+    trial.workspace_bytes = workspace_bytes(plan->plan->program(inputs));
     plan->trial = trial;
     time(request, *plan, inputs, trial);
     if (is_round(request)) {
-      plan->workspace_bytes = layer_->workspace_bytes();
+      plan->generation = layer_->generation();
       finalists_.insert_or_assign(plan_key(request), std::move(plan));
     }
   } catch (const Error& error) {

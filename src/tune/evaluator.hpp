@@ -66,6 +66,10 @@ class Evaluator {
   virtual Usage usage() const = 0;  // so far
 };
 
+// Queues the kernels of these requests, in order.
+void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
+            Compiler& compiler);
+
 // `problem.num_tokens` is the largest token count that will be asked for. Weights and inputs are
 // made once. Throws Error(device) saying how many bytes are needed when the layer does not fit, and
 // when the energy that is wanted cannot be had.

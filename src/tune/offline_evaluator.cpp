@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "jit/static_check.hpp"
+#include "program/build.hpp"
 #include "tune/evaluator.hpp"
 #include "tune/records.hpp"
-#include "tune/static_check.hpp"
-#include "tune/workspace.hpp"
 
 namespace moetune {
 namespace {
@@ -50,7 +50,7 @@ class OfflineEvaluator : public Evaluator {
     for (const Step& step : request.plan.steps)
       if (!check_static(gpu_, problem, step, compiler_, trial)) return trial;
 
-    trial.workspace_bytes = workspace_bytes(problem, request.stage, request.plan);
+    trial.workspace_bytes = workspace_bytes(build(gpu_, problem, request.plan, request.stage));
     if (const Trial* record = records_.find(request.stage, request.num_tokens, request.plan)) {
       trial.source = Source::recorded;
       trial.timing = record->timing;

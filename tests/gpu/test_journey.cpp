@@ -8,7 +8,7 @@
 #include "bench/techniques.hpp"
 #include "core/error.hpp"
 #include "cuda/device.hpp"
-#include "layer/reference.hpp"
+#include "lab/reference.hpp"
 #include "measure/check.hpp"
 
 using namespace moetune;

@@ -9,15 +9,14 @@
 #include <random>
 #include <vector>
 
-#include "bench/loaded_plan.hpp"
 #include "core/error.hpp"
 #include "cuda/device.hpp"
-#include "layer/reference.hpp"
+#include "lab/loaded_plan.hpp"
+#include "lab/reference.hpp"
 #include "measure/check.hpp"
 #include "measure/nvml.hpp"
 #include "search/legal_points.hpp"
 #include "tune/evaluator.hpp"
-#include "tune/workspace.hpp"
 
 using namespace moetune;
 
@@ -323,20 +322,16 @@ TEST_CASE("layer: plans whose GEMMs share a launch are right after a million cal
       if (plans.empty()) continue;
       const Plan& plan = plans[plans.size() / 2];
       CAPTURE(plan.key());
-      const LoadedPlan loaded(gpu, problem, plan, compiler);
-      loaded.check(layer, *batch, "the first call");
+      LoadedPlan loaded(layer, problem, plan, Stage::layer);
+      loaded.check(*batch, "the first call");
       const Graph graph(layer.stream(), [&] {
         // The judge's is routing 0.
-        for (int r = kRoutings - 1; r >= 0; --r) loaded.enqueue(layer, *batch, r);
+        for (int r = kRoutings - 1; r >= 0; --r) loaded.enqueue(*batch, r);
       });
       for (int i = 0; i < kBatches; ++i) {
         layer.poison();
         for (int replay = 0; replay < kReplays; ++replay) graph.launch(layer.stream());
-        const Deviation deviation =
-            compare(layer, loaded.result(layer, *batch), nullptr,
-                    batch->reference[is_fp8(dtype) ? 1 : 0]->out.get<float>(), problem.num_tokens,
-                    problem.shape.hidden_size);
-        CHECK(judge_deviation(deviation, tolerance(is_fp8(dtype))) == "");
+        CHECK(judge_deviation(loaded.deviation(*batch), tolerance(is_fp8(dtype))) == "");
       }
     }
   }
@@ -359,32 +354,6 @@ TEST_CASE("layer: many tokens are sorted by several blocks and give the same res
     CAPTURE(trial.reason);
     CHECK(trial.status == TrialStatus::ok);
     CHECK(trial.rel_err <= 0.006);
-  }
-}
-
-TEST_CASE("layer: it reserves what workspace_bytes() says, and its batch the quantised input") {
-  if (no_gpu()) return;
-  const Gpu gpu = list_gpus()[0];
-  Compiler compiler(arch_name(gpu), "", 0);
-  for (const bool fp8 : {false, true}) {
-    if (fp8 && gpu.cc() < 89) continue;
-    for (const int split_k : {1, 4}) {
-      const Problem problem = small_problem(fp8 ? Dtype::fp8_block : Dtype::bf16, 512, 256);
-      Plan plan = reference_plan(gpu, problem);
-      for (Step& step : plan.steps) step.point.set("FP8", fp8 ? 1 : 0);
-      plan.steps[1].point.set("SPLIT_K", split_k);
-      Layer layer(gpu, problem, fp8, compiler);
-      const auto batch = layer.make_batch(problem, 1);
-      const auto step = [&](std::size_t i, Stage stage) {
-        const Step& of = plan.steps[i];
-        return GemmStep{find_variant(of.variant).launch(problem, stage, of.point), nullptr};
-      };
-      const GemmStep gemm1 = step(0, Stage::gemm1);
-      const GemmStep gemm2 = step(1, Stage::gemm2);
-      layer.prepare(Stage::layer, &gemm1, &gemm2, *batch);
-      const auto x_bytes = static_cast<std::int64_t>(batch->x_q.size() + batch->x_scale.size());
-      CHECK(layer.workspace_bytes() + x_bytes == workspace_bytes(problem, Stage::layer, plan));
-    }
   }
 }
 

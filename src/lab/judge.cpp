@@ -1,4 +1,4 @@
-#include "layer/judge.hpp"
+#include "lab/judge.hpp"
 
 #include <string>
 

@@ -1,4 +1,4 @@
-#include "tune/static_check.hpp"
+#include "jit/static_check.hpp"
 
 #include <fmt/format.h>
 
@@ -42,13 +42,6 @@ Stage stage_of(const Step& step) {
 
 KernelSource source_of(const Gpu& gpu, const Problem& problem, const Step& step) {
   return find_variant(step.variant).source(gpu, problem, stage_of(step), step.point);
-}
-
-void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
-            Compiler& compiler) {
-  for (const Request& request : requests)
-    for (const Step& step : request.plan.steps)
-      compiler.submit(source_of(gpu, problem, step), request.urgency);
 }
 
 std::shared_ptr<const Cubin> check_static(const Gpu& gpu, const Problem& problem, const Step& step,

@@ -1,6 +1,6 @@
-#include "layer/reference.hpp"
+#include "lab/reference.hpp"
 
-#include "layer/judge.hpp"
+#include "lab/judge.hpp"
 
 namespace moetune {
 namespace {

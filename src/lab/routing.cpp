@@ -1,4 +1,4 @@
-#include "layer/routing.hpp"
+#include "lab/routing.hpp"
 
 #include <fmt/format.h>
 

@@ -4,13 +4,11 @@
 #pragma once
 
 #include <memory>
-#include <span>
 
 #include "core/gpu.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 #include "jit/compiler.hpp"
-#include "tune/evaluator.hpp"
 
 namespace moetune {
 
@@ -20,10 +18,6 @@ Stage stage_of(const Step& step);
 // The kernel that `step` needs. Throws Error(input) for an unknown variant or a point that lacks a
 // parameter.
 KernelSource source_of(const Gpu& gpu, const Problem& problem, const Step& step);
-
-// Queues the kernels of these requests, in order.
-void submit(const Gpu& gpu, const Problem& problem, std::span<const Request> requests,
-            Compiler& compiler);
 
 // Compiles the step (waiting for the compiler) and checks what came out. The constraints of the
 // variant's space are the search's to check: many only keep it from looking at hopeless points.

@@ -1,7 +1,7 @@
 // The judge's answer for a batch: slow fp32 kernels of their own (kernels/reference).
 #pragma once
 
-#include "layer/layer.hpp"
+#include "lab/layer.hpp"
 
 namespace moetune {
 

@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include "layer/layer.hpp"
+#include "lab/layer.hpp"
 
 namespace moetune {
 

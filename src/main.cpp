@@ -80,6 +80,7 @@ int run(int argc, char** argv) {
   add_merge(app, chosen);
   add_compare(app, chosen);
   add_report(app, chosen);
+  add_which(app, chosen);
   add_worker(app, chosen);
   add_compile_worker(app, chosen);
   try {

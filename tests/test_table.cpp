@@ -241,14 +241,16 @@ TEST_CASE("table: a vLLM table is recognised and the reason given") {
               "vLLM/SGLang"));
 }
 
-TEST_CASE("look_up: exact, else nearest, the smaller of two as near, else fallback") {
+TEST_CASE("look_up: exact, else nearest by ratio, the larger of two as near, else fallback") {
   const Table table = sample_table();  // 1, 8, 64
   CHECK(look_up(table, 8).step == LookupStep::exact);
   CHECK(look_up(table, 8).entry == &table.entries.at(8));
   CHECK(look_up(table, 9).step == LookupStep::nearest);
   CHECK(look_up(table, 9).num_tokens == 8);
-  CHECK(look_up(table, 36).num_tokens == 8);
-  CHECK(look_up(table, 37).num_tokens == 64);
+  CHECK(look_up(table, 22).num_tokens == 8);
+  CHECK(look_up(table, 23).num_tokens == 64);
+  CHECK(nearest_keys({1, 2, 4, 8}, 3) == std::vector<std::int64_t>{4, 2, 8, 1});
+  CHECK(nearest_keys({16, 64}, 32) == std::vector<std::int64_t>{64, 16});
   CHECK(look_up(table, 100000).num_tokens == 64);
   CHECK(look_up(table, 0).num_tokens == 1);
   const Lookup none = look_up(Table{}, 8);

@@ -2,6 +2,8 @@
 // launched with. Compiled by the host compiler and by NVRTC.
 #pragma once
 
+#include "common/routing.hpp"
+
 namespace moetune::decode {
 
 // Every field is written at every use: an omitted one would silently be 0.
@@ -76,8 +78,8 @@ struct Params {
   const void* w2;                // [experts, H, I]
   const float* w13_scale;        // [experts, 2I / 128, H / 128]
   const float* w2_scale;         // [experts, H / 128, I / 128]
-  const int* topk_ids;           // [num_slots]
-  const float* topk_weights;     // [num_slots]
+  ExpertIds ids;
+  RoutingWeights weights;
   void* activation;              // bf16 [num_slots, I], sorted by expert
   void* out;                     // bf16 [tokens, H]
   unsigned long long* counters;  // [2]: tickets taken and portions of GEMM1 done, by all launches

@@ -14,12 +14,13 @@
 // add their sums in shared memory; then GEMM1's items become activations (SwiGLU), GEMM2's are
 // weighted and added to their tokens. The output is cleared by GEMM1's portions.
 #include "common/params.hpp"
+#include "common/routing.cuh"
 #include "common/sm90.cuh"
 #include "decode/config.hpp"
 
 namespace moetune::decode {
 
-constexpr int kNone = 0x7fffffff;
+constexpr int kNone = 0x7fffffff;  // above all experts and places: of slots that are another GPU's
 
 // Of GEMM1 (kFirst) or GEMM2.
 template <Config C, bool kFirst>
@@ -84,9 +85,9 @@ __device__ __forceinline__ void sort_slots(const Params& p, int* scratch, Sorted
   const int padded = (p.num_slots + 3) / 4 * 4;
   for (int i = threadIdx.x; i < padded; i += num_threads(C)) {
     const bool valid = i < p.num_slots;
-    const int id = valid ? p.topk_ids[i] : kNone;
-    weights[i] = valid ? p.topk_weights[i] : 0;
-    ids[i] = id;
+    const int id = valid ? expert_of(p.ids, i) : -1;
+    weights[i] = valid ? weight_of(p.weights, i) : 0;
+    ids[i] = id >= 0 ? id : kNone;
     leaders[i] = kNone;
   }
   __syncthreads();
@@ -119,7 +120,7 @@ __device__ __forceinline__ void sort_slots(const Params& p, int* scratch, Sorted
     });
     lower = sum_of_parts(lower);
     before = sum_of_parts(before);
-    if (part != 0 || i >= p.num_slots) continue;
+    if (part != 0 || id == kNone) continue;
     const int place = lower + before;
     s.slots[place] = static_cast<u16>(i);
     s.weights[place] = weights[i];

@@ -144,19 +144,20 @@ void Decode::append_layer(ProgramBuilder& builder, const Plan& plan) const {
                             "slots; use another variant",
                             builder.problem().num_tokens, s.top_k, kMaxSlots));
   }
+  append_x_without_gaps(builder);
   moetune::Params<decode::Params> p;
-  p.bind(&decode::Params::x, tensor::x, Access::read);
+  p.bind(&decode::Params::x, x_without_gaps(builder), Access::read);
   p.bind(&decode::Params::w13, tensor::w13, Access::read);
   p.bind(&decode::Params::w2, tensor::w2, Access::read);
   if (c.fp8) {
     p.bind(&decode::Params::w13_scale, tensor::w13_scale, Access::read);
     p.bind(&decode::Params::w2_scale, tensor::w2_scale, Access::read);
   }
-  p.bind(&decode::Params::topk_ids, tensor::topk_ids, Access::read);
-  p.bind(&decode::Params::topk_weights, tensor::topk_weights, Access::read);
+  bind_ids(builder, p, p.value.ids);
+  bind_weights(builder, p, p.value.weights);
   p.bind(&decode::Params::activation, builder.scratch("activation", 2 * slots * s.intermediate_size),
          Access::write);
-  p.bind(&decode::Params::out, tensor::out, Access::write);
+  p.bind(&decode::Params::out, out_without_gaps(builder), Access::write);
   // A pair for each size of grid: launches count in it, and must agree on how many blocks do.
   const std::string counters = fmt::format("decode_counters_{}", c.blocks_per_sm);
   p.bind(&decode::Params::counters, builder.counter(counters, 2 * 8), Access::read_write);
@@ -176,6 +177,7 @@ void Decode::append_layer(ProgramBuilder& builder, const Plan& plan) const {
                .threads = static_cast<unsigned>(c.num_threads),
                .smem_bytes = static_cast<unsigned>(c.smem_bytes)},
               std::move(work), p);
+  append_out_with_gaps(builder);
 }
 
 // Of every height of tiles, count of warps and step the points with the deepest ring.

@@ -4,6 +4,7 @@
 // (GEMM1's and GEMM2's), the row tiles.
 #include "common/params.hpp"
 #include "common/ptx.cuh"
+#include "common/routing.cuh"
 #include "support/params.hpp"
 
 namespace moetune {
@@ -50,7 +51,7 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, Sorting& s, i
   const int e = threadIdx.x;
   const int num_threads = blockDim.x;
   u64 sums = 0;
-  if (e < p.num_experts) {
+  if (e < p.ids.num_experts) {
     const int count = s.counts[e];
     sums = count;
 #pragma unroll
@@ -62,18 +63,18 @@ __device__ __forceinline__ void scan_and_list(const SortParams& p, Sorting& s, i
   }
   sums = block_scan(sums, s.warp_sums);
   if (e == 0) s.ends[0] = 0;
-  if (e < p.num_experts) s.ends[e + 1] = sums;
+  if (e < p.ids.num_experts) s.ends[e + 1] = sums;
   __syncthreads();
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
     const int block_m = p.block_m[which];
     if (block_m == 0) continue;
     const auto first_tile = [&](int expert) { return part(s.ends[expert], which + 1); };
-    const int total = first_tile(p.num_experts);
+    const int total = first_tile(p.ids.num_experts);
     if (e == 0 && blockIdx.x == 0) *p.num_tiles[which] = total;
     for (int tile = blockIdx.x * num_threads + e; tile < total; tile += num_blocks * num_threads) {
       int low = 0;  // the expert with first_tile(expert) <= tile < first_tile(expert + 1)
-      int high = p.num_experts;
+      int high = p.ids.num_experts;
       while (high - low > 1) {
         const int middle = (low + high) / 2;
         if (first_tile(middle) <= tile) {
@@ -145,7 +146,7 @@ template <Input kInput>
 __device__ __forceinline__ void read_activated(const ActivateParams& p, int row, int column,
                                                float (&v)[8]) {
   if constexpr (kInput == Input::bf16) {
-    load_8(static_cast<const u16*>(p.in) + static_cast<i64>(row) * p.columns + column, v);
+    load_8(static_cast<const u16*>(p.in) + static_cast<i64>(row) * p.in_pitch + column, v);
   } else {
     float gate[8];
     float up[8];
@@ -184,14 +185,17 @@ __device__ __forceinline__ void activate_block(const ActivateParams& p, int bloc
     if (p.top_k == 0) {
       store(row);
     } else {
-      for (int k = 0; k < p.top_k; ++k) store(p.positions[row * p.top_k + k]);
+      for (int k = 0; k < p.top_k; ++k) {
+        const int position = p.positions[row * p.top_k + k];
+        if (position >= 0) store(position);
+      }
     }
   };
   const auto store_values = [&](int row, int column, const float(&v)[8], float scale) {
     if constexpr (kQuantise == Quantise::none) {
-      store_8(static_cast<u16*>(p.out) + static_cast<i64>(row) * p.columns + column, v);
+      store_8(static_cast<u16*>(p.out) + static_cast<i64>(row) * p.out_pitch + column, v);
     } else {
-      store_8_e4m3(static_cast<u8*>(p.out) + static_cast<i64>(row) * p.columns + column, v,
+      store_8_e4m3(static_cast<u8*>(p.out) + static_cast<i64>(row) * p.out_pitch + column, v,
                    1.0f / scale);
     }
   };
@@ -264,25 +268,42 @@ __global__ void __launch_bounds__(256) clear(const SortParams p) {
   clear_block(p, blockIdx.x);
 }
 
+// What becomes of x beside the sorting: nothing, a copy without gaps between rows, or fp8.
+enum class Beside : int { nothing, copy, block, tensor };
+
 // What blocks of the first launch do that do not sort.
-template <Quantise kQuantise>
+template <Beside kBeside>
 __device__ __forceinline__ void work_beside_sorting(const SortParams& p,
                                                     const ActivateParams& rows) {
   int block = blockIdx.x - p.sorting;
-  if constexpr (kQuantise != Quantise::none) {
-    if (block < p.quantising) return activate_block<Input::bf16, kQuantise>(rows, block);
-    block -= p.quantising;
+  if constexpr (kBeside != Beside::nothing) {
+    constexpr Quantise kQuantise = kBeside == Beside::copy    ? Quantise::none
+                                   : kBeside == Beside::block ? Quantise::block
+                                                              : Quantise::tensor;
+    if (block < p.beside) return activate_block<Input::bf16, kQuantise>(rows, block);
+    block -= p.beside;
   }
   clear_block(p, block);
 }
 
+__device__ __forceinline__ void clear_tickets(const SortParams& p) {
+  if (blockIdx.x == 0 && threadIdx.x < kNumTickets) p.tickets[threadIdx.x] = 0;
+}
+
+// `position` -1: the slot is another GPU's.
+__device__ __forceinline__ void place(const SortParams& p, int slot, int position) {
+  if (position >= 0) p.sorted_slots[position] = slot;
+  p.positions[slot] = position;
+  if (p.fp32_weights != nullptr) p.fp32_weights[slot] = weight_of(p.weights, slot);
+}
+
 // One block sorts everything, for some thousand slots.
-template <Quantise kQuantise>
+template <Beside kBeside>
 __global__ void __launch_bounds__(kMaxThreads)
     sort_small(const SortParams p, const ActivateParams rows) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kQuantise>(p, rows);
+  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kBeside>(p, rows);
   __shared__ Sorting s;
   const int num_threads = blockDim.x;
   int experts[kSmallSortLoads];
@@ -290,15 +311,14 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll
   for (int i = 0; i < kSmallSortLoads; ++i) {
     const int slot = i * num_threads + threadIdx.x;
-    if (slot < p.num_slots) experts[i] = p.topk_ids[slot];
+    experts[i] = slot < p.num_slots ? expert_of(p.ids, slot) : -1;
   }
-  for (int e = threadIdx.x; e < p.num_experts; e += num_threads) s.counts[e] = 0;
+  clear_tickets(p);
+  for (int e = threadIdx.x; e < p.ids.num_experts; e += num_threads) s.counts[e] = 0;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSmallSortLoads; ++i) {
-    if (i * num_threads + threadIdx.x < p.num_slots) {
-      places[i] = atomicAdd(&s.counts[experts[i]], 1);
-    }
+    if (experts[i] >= 0) places[i] = atomicAdd(&s.counts[experts[i]], 1);
   }
   __syncthreads();
   scan_and_list(p, s, 1);
@@ -306,30 +326,29 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int i = 0; i < kSmallSortLoads; ++i) {
     const int slot = i * num_threads + threadIdx.x;
     if (slot < p.num_slots) {
-      const int position = s.first_slot(experts[i]) + places[i];
-      p.sorted_slots[position] = slot;
-      p.positions[slot] = position;
+      place(p, slot, experts[i] >= 0 ? s.first_slot(experts[i]) + places[i] : -1);
     }
   }
 }
 
 // Two launches for more. Block b counts its share of the slots by expert...
-template <Quantise kQuantise>
+template <Beside kBeside>
 __global__ void __launch_bounds__(kMaxThreads)
     sort_count(const SortParams p, const ActivateParams rows) {
   __shared__ int counts[kMaxExperts];
   wait_for_previous_kernel();
   let_next_kernel_start();
-  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kQuantise>(p, rows);
+  if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kBeside>(p, rows);
   counts[threadIdx.x] = 0;
   __syncthreads();
   const int end = min(p.num_slots, (static_cast<int>(blockIdx.x) + 1) * p.slots_a_block);
   for (int i = blockIdx.x * p.slots_a_block + threadIdx.x; i < end; i += kMaxThreads) {
-    atomicAdd(&counts[p.topk_ids[i]], 1);
+    const int expert = expert_of(p.ids, i);
+    if (expert >= 0) atomicAdd(&counts[expert], 1);
   }
   __syncthreads();
-  if (threadIdx.x < p.num_experts) {
-    p.counts[blockIdx.x * p.num_experts + threadIdx.x] = counts[threadIdx.x];
+  if (threadIdx.x < p.ids.num_experts) {
+    p.counts[blockIdx.x * p.ids.num_experts + threadIdx.x] = counts[threadIdx.x];
   }
 }
 
@@ -338,13 +357,14 @@ __global__ void __launch_bounds__(kMaxThreads) sort_place(const SortParams p) {
   __shared__ Sorting s;
   wait_for_previous_kernel();
   let_next_kernel_start();
+  clear_tickets(p);
   const int e = threadIdx.x;
   int before = 0;
   int total = 0;
-  if (e < p.num_experts) {
+  if (e < p.ids.num_experts) {
 #pragma unroll 8
     for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
-      const int count = p.counts[b * p.num_experts + e];
+      const int count = p.counts[b * p.ids.num_experts + e];
       total += count;
       if (b < static_cast<int>(blockIdx.x)) before += count;
     }
@@ -352,13 +372,12 @@ __global__ void __launch_bounds__(kMaxThreads) sort_place(const SortParams p) {
   s.counts[e] = total;
   __syncthreads();
   scan_and_list(p, s, gridDim.x);
-  if (e < p.num_experts) s.counts[e] = s.first_slot(e) + before;
+  if (e < p.ids.num_experts) s.counts[e] = s.first_slot(e) + before;
   __syncthreads();
   const int end = min(p.num_slots, (static_cast<int>(blockIdx.x) + 1) * p.slots_a_block);
   for (int i = blockIdx.x * p.slots_a_block + e; i < end; i += kMaxThreads) {
-    const int position = atomicAdd(&s.counts[p.topk_ids[i]], 1);
-    p.sorted_slots[position] = i;
-    p.positions[i] = position;
+    const int expert = expert_of(p.ids, i);
+    place(p, i, expert >= 0 ? atomicAdd(&s.counts[expert], 1) : -1);
   }
 }
 
@@ -377,7 +396,7 @@ __global__ void __launch_bounds__(256) combine(const CombineParams p) {
 #pragma unroll
     for (int k = 0; k < kTopK; ++k) {
       rows[k] = load_past_l1(p.positions + static_cast<i64>(token) * kTopK + k);
-      weights[k] = __ldg(p.topk_weights + static_cast<i64>(token) * kTopK + k);
+      weights[k] = load_past_l1(p.topk_weights + static_cast<i64>(token) * kTopK + k);
     }
   }
   wait_for_previous_kernel();
@@ -389,7 +408,9 @@ __global__ void __launch_bounds__(256) combine(const CombineParams p) {
   for (int k = 0; k < kTopK; ++k) {
     const i64 row = rows[k];
     float v[8] = {};
-    if (p.splits == 0) {
+    if (row < 0) {
+      weights[k] = 0.0f;
+    } else if (p.splits == 0) {
       load_8(static_cast<const u16*>(p.y) + row * p.columns + column, v);
     } else {
       for (int s = 0; s < p.splits; ++s) {
@@ -404,7 +425,7 @@ __global__ void __launch_bounds__(256) combine(const CombineParams p) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] += weights[k] * v[i];
   }
-  store_8(static_cast<u16*>(p.out) + static_cast<i64>(token) * p.columns + column, sum);
+  store_8(static_cast<u16*>(p.out) + static_cast<i64>(token) * p.out_pitch + column, sum);
 }
 
 }  // namespace moetune

@@ -14,12 +14,13 @@ std::string activate_expression(ActivateInput input, ActivateOutput output) {
   return fmt::format("moetune::activate<moetune::Input::{}, moetune::Quantise::{}>", in, out);
 }
 
-std::string sort_expression(bool in_one_launch, bool quantises, Dtype fp8_dtype) {
-  return fmt::format("moetune::{}<moetune::Quantise::{}>",
-                     in_one_launch ? "sort_small" : "sort_count",
-                     !quantises                       ? "none"
-                     : fp8_dtype == Dtype::fp8_tensor ? "tensor"
-                                                      : "block");
+std::string sort_expression(bool in_one_launch, Beside beside) {
+  const char* const name = beside == Beside::nothing     ? "nothing"
+                           : beside == Beside::copy      ? "copy"
+                           : beside == Beside::fp8_block ? "block"
+                                                         : "tensor";
+  return fmt::format("moetune::{}<moetune::Beside::{}>",
+                     in_one_launch ? "sort_small" : "sort_count", name);
 }
 
 std::string combine_expression(std::int64_t top_k) {
@@ -37,9 +38,9 @@ KernelSource small_kernels(const Problem& problem) {
       {"moetune::sort_place", "moetune::clear", combine_expression(problem.shape.top_k)},
       {}};
   for (const bool in_one_launch : {true, false}) {
-    for (const bool quantises : {true, false}) {
-      source.expressions.push_back(sort_expression(in_one_launch, quantises, dtype));
-    }
+    const Beside fp8 = dtype == Dtype::fp8_tensor ? Beside::fp8_tensor : Beside::fp8_block;
+    for (const Beside beside : {Beside::nothing, Beside::copy, fp8})
+      source.expressions.push_back(sort_expression(in_one_launch, beside));
   }
   for (const ActivateInput input : {ActivateInput::gate_up, ActivateInput::partial}) {
     source.expressions.push_back(activate_expression(input, ActivateOutput::bf16));

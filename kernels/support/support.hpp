@@ -17,8 +17,9 @@ enum class ActivateOutput { bf16, fp8_block, fp8_tensor };
 std::string activate_expression(ActivateInput input, ActivateOutput output);
 // What one block sorts, in the only launch; more slots take two.
 inline constexpr std::int64_t kSmallSortSlots = 2048;
-// The sort's only or first launch; in fp8 its further blocks may quantise x.
-std::string sort_expression(bool in_one_launch, bool quantises, Dtype fp8_dtype);
+// What further blocks of the sort's only or first launch do with x.
+enum class Beside { nothing, copy, fp8_block, fp8_tensor };
+std::string sort_expression(bool in_one_launch, Beside beside);
 
 // The weighted sum of top_k rows a token.
 std::string combine_expression(std::int64_t top_k);

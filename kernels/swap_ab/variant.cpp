@@ -194,7 +194,7 @@ void SwapAb::append_layer(ProgramBuilder& builder, const Plan& plan) const {
   const GemmStep gemm2 = gemm_step(builder.gpu(), builder.problem(), Stage::gemm2, plan);
   const GemmLaunch& c = gemm2.launch;
   append_sort(builder, {.gemm2 = &c,
-                        .quantises_x_for = gemm1.fp8() ? &gemm1.launch : nullptr,
+                        .makes_x_for = &gemm1.launch,
                         .clears_out = c.sums(),
                         .clears_tiles_done = true});
   Params<GemmParams> p1 = gemm_params(builder, Stage::gemm1, gemm1.launch, Stage::gemm2);
@@ -221,7 +221,7 @@ void SwapAb::append_layer(ProgramBuilder& builder, const Plan& plan) const {
                        std::move(work), p1, p2);
   ProgramBuilder::add_map(op, weight_map(builder, Stage::gemm1, gemm1.launch));
   ProgramBuilder::add_map(op, weight_map(builder, Stage::gemm2, c));
-  if (!c.sums()) append_combine(builder, c);
+  append_end(builder, c);
 }
 
 // Of every tile and count of warps the points with the deepest ring.

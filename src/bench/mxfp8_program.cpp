@@ -123,7 +123,7 @@ LayerProgram mxfp8_program(const Gpu& gpu, const Problem& problem, Stage stage,
     append_mxfp8_gemm(b, Stage::gemm1, configs[0]);
     append_quantise(b, activation(b), activation_q(b), b.num_slots(), s.intermediate_size);
     append_mxfp8_gemm(b, Stage::gemm2, configs[1]);
-    append_combine(b, second);
+    append_end(b, second);
     return b.finish();
   }
   b.to_setup(true);

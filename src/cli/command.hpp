@@ -19,6 +19,7 @@ void add_space(CLI::App& app, Run& run);
 void add_replay(CLI::App& app, Run& run);
 void add_merge(CLI::App& app, Run& run);
 void add_report(CLI::App& app, Run& run);
+void add_which(CLI::App& app, Run& run);
 void add_worker(CLI::App& app, Run& run);          // hidden: the child process that measures
 void add_compile_worker(CLI::App& app, Run& run);  // hidden: a process that compiles
 

@@ -38,19 +38,19 @@ void append_gemm2_stage(ProgramBuilder& b, const GemmStep& gemm2) {
   b.to_setup(false);
   if (gemm2.launch.sums()) append_clear(b);
   append_gemm(b, Stage::gemm2, gemm2);
-  if (!gemm2.launch.sums()) append_combine(b, gemm2.launch);
+  append_end(b, gemm2.launch);
 }
 
 void append_layer(ProgramBuilder& b, const GemmStep& gemm1, const GemmStep& gemm2) {
   append_sort(b, {.gemm1 = &gemm1.launch,
                   .gemm2 = &gemm2.launch,
-                  .quantises_x_for = gemm1.fp8() && gemm1.launch.gathers ? &gemm1.launch : nullptr,
+                  .makes_x_for = gemm1.launch.gathers ? &gemm1.launch : nullptr,
                   .clears_out = gemm2.launch.sums()});
   if (!gemm1.launch.gathers) append_x_rows(b, gemm1.launch);
   append_gemm(b, Stage::gemm1, gemm1);
   append_activation(b, gemm1.launch, gemm2.fp8());
   append_gemm(b, Stage::gemm2, gemm2);
-  if (!gemm2.launch.sums()) append_combine(b, gemm2.launch);
+  append_end(b, gemm2.launch);
 }
 
 }  // namespace

@@ -16,14 +16,14 @@ bool reads(const Use& use) {
 
 std::string op_defect(const LayerProgram& program, const Op& op, std::vector<bool>& written) {
   const auto at = [](TensorId id) { return static_cast<std::size_t>(id); };
-  for (const Use& use : op.uses) {
+  for (const Use& use : op.uses) {  // in order: a launch of two GEMMs reads what its first wrote
     const TensorSpec& spec = program.tensors.at(at(use.tensor));
     if (spec.role == Role::scratch && reads(use) && !written[at(use.tensor)])
       return fmt::format("{} reads {}, which nothing wrote", op.work.step, spec.name);
     if ((spec.role == Role::input || spec.role == Role::weight) && writes(use))
       return fmt::format("{} writes {}, the caller's", op.work.step, spec.name);
+    if (writes(use)) written[at(use.tensor)] = true;
   }
-  for (const Use& use : op.uses) written[at(use.tensor)] = written[at(use.tensor)] || writes(use);
   for (const Argument& argument : op.arguments) {
     for (const Pointer& pointer : argument.pointers) {
       const TensorSpec& spec = program.tensors.at(at(pointer.tensor));

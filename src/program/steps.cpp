@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.hpp"
 #include "kernels/expected.hpp"
@@ -53,6 +54,14 @@ TensorId sorted_slots(ProgramBuilder& b) {
 TensorId positions(ProgramBuilder& b) {
   return b.scratch("positions", 4 * b.num_slots());
 }
+TensorId tickets(ProgramBuilder& b) {
+  return b.scratch("tickets", 4 * kNumTickets);
+}
+// What kernels after the sort read.
+TensorId fp32_weights(ProgramBuilder& b) {
+  return b.layout().bf16_topk_weights ? b.scratch("topk_weights_fp32", 4 * b.num_slots())
+                                      : TensorId{tensor::topk_weights};
+}
 TensorId num_tiles(ProgramBuilder& b) {
   return b.scratch("num_tiles", 2 * 4);
 }
@@ -68,11 +77,14 @@ Rows activation(ProgramBuilder& b, bool fp8) {
   return {b.scratch("activation_q", b.num_slots() * columns),
           b.scratch("activation_scale", packed_scale_bytes(b.num_slots(), columns))};
 }
+std::int64_t pitch_or(std::int64_t pitch, std::int64_t columns) {
+  return pitch > 0 ? pitch : columns;
+}
 // What GEMM1 reads.
 Rows x_rows(ProgramBuilder& b, const GemmLaunch& gemm1) {
   const std::int64_t columns = b.shape().hidden_size;
   if (gemm1.gathers) {
-    if (!gemm1.fp8) return {tensor::x, -1};
+    if (!gemm1.fp8) return {x_without_gaps(b), -1};
     const std::int64_t tokens = b.problem().num_tokens;
     return {b.scratch("x_q", tokens * columns),
             b.scratch("x_scale", scale_bytes(b, tokens, columns))};
@@ -99,6 +111,8 @@ Params<ActivateParams> x_rows_params(ProgramBuilder& b, const GemmLaunch& gemm1)
   if (rows.scales >= 0) p.bind(&ActivateParams::scale, rows.scales, Access::write);
   p.value.rows = narrow(b.problem().num_tokens);
   p.value.columns = narrow(b.shape().hidden_size);
+  p.value.in_pitch = narrow(pitch_or(b.layout().x_pitch, b.shape().hidden_size));
+  p.value.out_pitch = p.value.columns;
   if (!gemm1.gathers) {
     p.value.scale_pitch = narrow(b.num_slots());
     p.bind(&ActivateParams::positions, positions(b), Access::read);
@@ -131,8 +145,8 @@ void add_activate(ProgramBuilder& b, ActivateInput input, bool to_fp8,
             std::move(work), p);
 }
 
-std::int64_t bind_clear(const ProgramBuilder& b, Params<SortParams>& p) {
-  p.bind(&SortParams::clear, tensor::out, Access::write);
+std::int64_t bind_clear(ProgramBuilder& b, Params<SortParams>& p) {
+  p.bind(&SortParams::clear, out_without_gaps(b), Access::write);
   p.value.clear_bytes = b.problem().num_tokens * b.shape().hidden_size * 2;
   return ceil_div(p.value.clear_bytes, kClearBytes);
 }
@@ -189,10 +203,9 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
   const auto sort_params = [&](bool counts, bool places) {
     Params<SortParams> p;
     p.value.num_slots = narrow(b.num_slots());
-    p.value.num_experts = num_experts;
     p.value.slots_a_block = narrow(slots_a_block);
     p.value.sorting = narrow(sorting);
-    p.bind(&SortParams::topk_ids, tensor::topk_ids, Access::read);
+    bind_ids(b, p, p.value.ids);
     if (!in_one_launch) {
       p.bind(&SortParams::counts, b.scratch("counts", 4 * sorting * num_experts),
              counts ? Access::write : Access::read);
@@ -200,6 +213,11 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
     if (!places) return p;
     p.bind(&SortParams::sorted_slots, sorted_slots(b), Access::write);
     p.bind(&SortParams::positions, positions(b), Access::write);
+    p.bind(&SortParams::tickets, tickets(b), Access::write);
+    if (b.layout().bf16_topk_weights) {
+      bind_weights(b, p, p.value.weights);
+      p.bind(&SortParams::fp32_weights, fp32_weights(b), Access::write);
+    }
     const std::pair<Stage, const GemmLaunch*> gemms[] = {{Stage::gemm1, step.gemm1},
                                                          {Stage::gemm2, step.gemm2}};
     for (std::size_t i = 0; i < 2; ++i) {
@@ -221,11 +239,16 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
                          (in_one_launch ? 12 : 4) * slots);
   Params<SortParams> p = sort_params(true, in_one_launch);
   Params<ActivateParams> x;
-  if (step.quantises_x_for != nullptr) {
-    x = x_rows_params(b, *step.quantises_x_for);
-    p.value.quantising = narrow(activate_blocks(b, true, x.value, threads));
-    work.step += ", quantise x";
-    work.bytes += 2 * x_values(b) + value_bytes(x_values(b), true);
+  Beside beside = Beside::nothing;
+  if (const GemmLaunch* const gemm1 = step.makes_x_for;
+      gemm1 != nullptr && (gemm1->fp8 || b.layout().x_pitch > 0)) {
+    beside = !gemm1->fp8                          ? Beside::copy
+             : b.fp8_dtype() == Dtype::fp8_tensor ? Beside::fp8_tensor
+                                                  : Beside::fp8_block;
+    x = x_rows_params(b, *gemm1);
+    p.value.beside = narrow(activate_blocks(b, gemm1->fp8, x.value, threads));
+    work.step += gemm1->fp8 ? ", quantise x" : ", copy x";
+    work.bytes += 2 * x_values(b) + value_bytes(x_values(b), gemm1->fp8);
   }
   std::int64_t clearing = 0;
   if (step.clears_out) {
@@ -233,8 +256,8 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
     work.step += ", clear";
     work.bytes += 2 * x_values(b);
   }
-  add_small(b, sort_expression(in_one_launch, step.quantises_x_for != nullptr, b.fp8_dtype()),
-            p.value.sorting + p.value.quantising + clearing, threads, std::move(work), p, x);
+  add_small(b, sort_expression(in_one_launch, beside), p.value.sorting + p.value.beside + clearing,
+            threads, std::move(work), p, x);
   if (in_one_launch) return;
   add_small(b, "moetune::sort_place", sorting, kSortThreads,
             small_work("sort: place", "sort_place", 12 * slots), sort_params(false, true));
@@ -272,13 +295,13 @@ Params<GemmParams> gemm_params(ProgramBuilder& b, Stage stage, const GemmLaunch&
     p.bind(&GemmParams::w, tensor::w2, Access::read);
     if (launch.fp8) p.bind(&GemmParams::w_scale, tensor::w2_scale, Access::read);
     if (launch.sums()) {
-      p.bind(&GemmParams::out, tensor::out, Access::read_write);
+      p.bind(&GemmParams::out, out_without_gaps(b), Access::read_write);
     } else {
       p.bind(&GemmParams::out, y(b, launch), Access::write);
     }
-    p.bind(&GemmParams::topk_weights, tensor::topk_weights, Access::read);
+    p.bind(&GemmParams::topk_weights, fp32_weights(b), Access::read);
   }
-  p.bind(&GemmParams::tickets, b.counter("tickets", 4 * 4), Access::read_write, first ? 0 : 8);
+  p.bind(&GemmParams::tickets, tickets(b), Access::read_write, first ? 0 : 4 * kNumTickets / 2);
   p.bind(&GemmParams::sorted_slots, sorted_slots(b), Access::read);
   p.bind(&GemmParams::tiles, tiles_tensor(b, tiles_of, launch.block_m), Access::read);
   p.bind(&GemmParams::num_tiles, num_tiles(b), Access::read, tiles_of == Stage::gemm1 ? 0 : 4);
@@ -299,7 +322,7 @@ std::optional<TensorMapSpec> weight_map(const ProgramBuilder& b, Stage stage,
   return TensorMapSpec{.tensor = first ? tensor::w13 : tensor::w2,
                        .rows = s.num_experts * rows,
                        .columns = columns,
-                       .pitch = columns,
+                       .pitch = pitch_or(first ? b.layout().w13_pitch : b.layout().w2_pitch, columns),
                        .element_bytes = launch.fp8 ? 1 : 2,
                        .box_rows = launch.w_box_rows,
                        .promotion = launch.w_promotion};
@@ -366,6 +389,8 @@ void append_activation(ProgramBuilder& b, const GemmLaunch& gemm1, bool to_fp8) 
   if (out.scales >= 0) p.bind(&ActivateParams::scale, out.scales, Access::write);
   p.value.rows = narrow(b.num_slots());
   p.value.columns = narrow(b.shape().intermediate_size);
+  p.value.in_pitch = p.value.columns;
+  p.value.out_pitch = p.value.columns;
   p.value.splits = gemm1.split_k;
   p.value.after_gemm1 = to_fp8 ? 1 : 0;
   p.value.scale_pitch = narrow(b.num_slots());
@@ -388,15 +413,54 @@ void append_clear(ProgramBuilder& b) {
             small_work("clear", "clear", 2 * x_values(b)), p);
 }
 
-void append_combine(ProgramBuilder& b, const GemmLaunch& gemm2) {
+TensorId x_without_gaps(ProgramBuilder& b) {
+  if (b.layout().x_pitch == 0) return tensor::x;
+  return b.scratch("x_rows", 2 * b.problem().num_tokens * b.shape().hidden_size);
+}
+
+TensorId out_without_gaps(ProgramBuilder& b) {
+  if (b.layout().out_pitch == 0) return tensor::out;
+  return b.scratch("out_rows", 2 * b.problem().num_tokens * b.shape().hidden_size);
+}
+
+namespace {
+
+void append_copy(ProgramBuilder& b, const char* step, TensorId from, std::int64_t in_pitch,
+                 TensorId to, std::int64_t out_pitch) {
+  const std::int64_t columns = b.shape().hidden_size;
+  Params<ActivateParams> p;
+  p.bind(&ActivateParams::in, from, Access::read);
+  p.bind(&ActivateParams::out, to, Access::write);
+  p.value.rows = narrow(b.problem().num_tokens);
+  p.value.columns = narrow(columns);
+  p.value.in_pitch = narrow(pitch_or(in_pitch, columns));
+  p.value.out_pitch = narrow(pitch_or(out_pitch, columns));
+  add_activate(b, ActivateInput::bf16, false, p, small_work(step, "activate", 4 * x_values(b)));
+}
+
+}  // namespace
+
+void append_x_without_gaps(ProgramBuilder& b) {
+  if (b.layout().x_pitch > 0)
+    append_copy(b, "copy x", tensor::x, b.layout().x_pitch, x_without_gaps(b), 0);
+}
+
+void append_out_with_gaps(ProgramBuilder& b) {
+  if (b.layout().out_pitch > 0)
+    append_copy(b, "copy out", out_without_gaps(b), 0, tensor::out, b.layout().out_pitch);
+}
+
+void append_end(ProgramBuilder& b, const GemmLaunch& gemm2) {
+  if (gemm2.sums()) return append_out_with_gaps(b);
   Params<CombineParams> p;
   p.bind(&CombineParams::y, y(b, gemm2), Access::read);
   p.bind(&CombineParams::positions, positions(b), Access::read);
-  p.bind(&CombineParams::topk_weights, tensor::topk_weights, Access::read);
+  p.bind(&CombineParams::topk_weights, fp32_weights(b), Access::read);
   p.bind(&CombineParams::out, tensor::out, Access::write);
   p.value.num_tokens = narrow(b.problem().num_tokens);
   p.value.top_k = narrow(b.shape().top_k);
   p.value.columns = narrow(b.shape().hidden_size);
+  p.value.out_pitch = narrow(pitch_or(b.layout().out_pitch, b.shape().hidden_size));
   p.value.splits = gemm2.output == Output::partial ? gemm2.split_k : 0;
   constexpr int kThreads = 256;  // of eight columns each
   add_small(b, combine_expression(b.shape().top_k),

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "kernels/common/routing.hpp"
 #include "kernels/variant.hpp"
 #include "program/builder.hpp"
 
@@ -27,9 +28,9 @@ struct SortStep {
   // For whose tile heights slots are listed, of which one may be null.
   const GemmLaunch* gemm1 = nullptr;
   const GemmLaunch* gemm2 = nullptr;
-  // Beside sorting: quantises x for a GEMM1 that gathers rows of fp8, and clears the output for a
-  // GEMM2 that adds to it.
-  const GemmLaunch* quantises_x_for = nullptr;
+  // Beside sorting: makes the rows that this GEMM1 gathers, where they are not x's as they are, and
+  // clears the output for a GEMM2 that adds to it.
+  const GemmLaunch* makes_x_for = nullptr;
   bool clears_out = false;
   bool clears_tiles_done = false;
 };
@@ -53,8 +54,31 @@ void append_gemm(ProgramBuilder& builder, Stage stage, const GemmStep& step);
 void append_activation(ProgramBuilder& builder, const GemmLaunch& gemm1, bool to_fp8);
 // Zeros for a GEMM2 that adds to the output, where no sort does that.
 void append_clear(ProgramBuilder& builder);
-// The weighted sum of each token's rows of "y".
-void append_combine(ProgramBuilder& builder, const GemmLaunch& gemm2);
+// What follows GEMM2: the weighted sum of each token's rows of "y", where GEMM2 did not add them, or
+// the copy to an output whose rows have gaps.
+void append_end(ProgramBuilder& builder, const GemmLaunch& gemm2);
+
+// x and the output for kernels that take no pitches: the caller's tensors, or copies of them.
+TensorId x_without_gaps(ProgramBuilder& builder);
+TensorId out_without_gaps(ProgramBuilder& builder);
+void append_x_without_gaps(ProgramBuilder& builder);  // nothing where there are no gaps
+void append_out_with_gaps(ProgramBuilder& builder);
+
+// The caller's ids and routing weights, within a kernel's parameters.
+template <typename P>
+void bind_ids(const ProgramBuilder& builder, Params<P>& params, ExpertIds& ids) {
+  const CallLayout& layout = builder.layout();
+  params.bind_within(ids.ids, tensor::topk_ids, Access::read);
+  if (layout.expert_map_size > 0) params.bind_within(ids.map, tensor::expert_map, Access::read);
+  ids.map_size = narrow(layout.expert_map_size);
+  ids.are_int64 = layout.int64_ids ? 1 : 0;
+  ids.num_experts = narrow(builder.shape().num_experts);
+}
+template <typename P>
+void bind_weights(const ProgramBuilder& builder, Params<P>& params, RoutingWeights& weights) {
+  params.bind_within(weights.weights, tensor::topk_weights, Access::read);
+  weights.are_bf16 = builder.layout().bf16_topk_weights ? 1 : 0;
+}
 
 // Bytes of values with their scales: 1 x 128 for activations, 128 x 128 for weights.
 double value_bytes(double count, bool fp8);

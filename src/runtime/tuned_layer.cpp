@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "core/embedded.hpp"
-#include "core/error.hpp"
 #include "jit/static_check.hpp"
 #include "kernels/support/support.hpp"
 

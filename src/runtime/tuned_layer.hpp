@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "core/error.hpp"
 #include "runtime/counter_pool.hpp"
 #include "runtime/executor.hpp"
 #include "runtime/plan_choice.hpp"

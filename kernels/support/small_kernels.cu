@@ -4,6 +4,7 @@
 // (GEMM1's and GEMM2's), the row tiles.
 #include "common/params.hpp"
 #include "common/ptx.cuh"
+#include "support/params.hpp"
 
 namespace moetune {
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/problem.hpp"
+#include "kernels/support/params.hpp"
 #include "kernels/variant.hpp"
 
 namespace moetune {

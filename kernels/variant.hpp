@@ -55,6 +55,8 @@ class Variant {
   virtual ~Variant() = default;
   virtual std::string_view name() const = 0;
   virtual std::string_view help() const = 0;  // one line
+  // Where all its kernels are, "portable/moe_gemm.cu": this and what it includes are its sources.
+  virtual std::string_view source_file() const = 0;
   virtual bool supports(const Gpu& gpu, Dtype dtype) const = 0;
   // The space for one stage (gemm1 or gemm2) at problem.num_tokens. Its constraints hold
   // everything that can be known before compiling.
@@ -90,6 +92,8 @@ Parameter fp8_parameter(Fp8Mode mode, std::string help = "1: e4m3 operands, 0: b
 const std::vector<std::unique_ptr<Variant>>& variants();
 const Variant& find_variant(std::string_view name);  // throws Error(input) naming the nearest
 
+// Whose points the reference plan is of.
+inline constexpr std::string_view kReferenceVariant = "portable";
 // The reference point that speedups are measured against: BLOCK_SIZE 64, 4 warps, 2 stages, FP8
 // off, adapted only where the dtype needs it. A plan of the portable variant's gemm1 and gemm2.
 Plan reference_plan(const Gpu& gpu, const Problem& problem);

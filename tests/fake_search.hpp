@@ -22,6 +22,7 @@ class FakeVariant : public Variant {
  public:
   std::string_view name() const override { return "fake"; }
   std::string_view help() const override { return "for tests"; }
+  std::string_view source_file() const override { return "fake.cu"; }
   bool supports(const Gpu&, Dtype) const override { return true; }
   SearchSpace space(const Gpu&, const Problem&, Stage, Fp8Mode fp8) const override {
     SearchSpace space;
@@ -116,8 +117,8 @@ struct FakeSearch {
     problem.num_tokens = 64;
     table.created = "2026-01-31T09:30:00Z";
     table.command = "moe-tune search";
-    table.identity = {"NVIDIA Fake",        "sm_90a",      "",           "13.0",
-                      std::string(32, '0'), problem.shape, problem.dtype};
+    const KernelHashes kernels{{{"fake", "0123"}, {"other", "4567"}, {"portable", "89ab"}}, "cdef"};
+    table.identity = {"NVIDIA Fake", "sm_90a", "", "13.0", kernels, problem.shape, problem.dtype};
   }
   std::string journal_path() const { return folder + "/results/journal.jsonl"; }
   SearchResult run(

@@ -27,8 +27,12 @@ inline TableEntry entry_at(const TableIdentity& identity, std::int64_t num_token
 inline Table sample_table() {
   Table table;
   const Gpu gpu = known_gpu("h200");
-  table.identity = {gpu.name,   arch_name(gpu), "580.95",
-                    "13.0",     "0123abcd",     {"sample", 8, 2, 512, 256},
+  table.identity = {gpu.name,
+                    arch_name(gpu),
+                    "580.95",
+                    "13.0",
+                    {{{"hopper", "89abcdef"}, {"portable", "0123abcd"}}, "4567cdef"},
+                    {"sample", 8, 2, 512, 256},
                     Dtype::bf16};
   table.created = "2026-01-31T09:30:00Z";
   table.command = "moe-tune search --grid --shape 8,2,512,256";

@@ -46,7 +46,7 @@ bool holds(const std::string& text, const std::string& part) {
 Table current_table() {
   Table table = sample_table();
   table.identity.nvrtc = nvrtc_version();
-  table.identity.kernels_hash = kernels_hash();
+  table.identity.kernels = kernel_hashes();
   return table;
 }
 

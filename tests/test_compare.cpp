@@ -152,9 +152,9 @@ TEST_CASE(
 TEST_CASE("compare: tables of different GPUs, kernels or objectives are not compared") {
   const Table a = table_of(1);
   Table b = a;
-  b.identity.kernels_hash = "other";
-  CHECK_THROWS_WITH_AS(compare_tables(a, b), doctest::Contains("kernels: 0123abcd and other"),
-                       Error);
+  b.identity.kernels.variants["portable"] = "other";
+  CHECK_THROWS_WITH_AS(compare_tables(a, b),
+                       doctest::Contains("kernels of portable: 0123abcd and other"), Error);
   b = a;
   b.objective = Objective::memory;
   CHECK_THROWS_WITH_AS(compare_tables(a, b), doctest::Contains("objective: time and memory"),

@@ -116,8 +116,11 @@ TEST_CASE("html: a table of another search is refused") {
   Table table;
   table.identity = gather(record, std::nullopt).identity;
   CHECK_NOTHROW(gather(record, table));
-  table.identity.kernels_hash = "other";
-  CHECK_THROWS_WITH_AS(gather(record, table), doctest::Contains("kernel hash is other"), Error);
+  table.identity.kernels.variants["portable"] = "other";
+  CHECK_NOTHROW(gather(record, table));  // nothing in it is of that variant
+  table.entries[1].plan.steps = {{"gemm1", "portable", {}}};
+  CHECK_THROWS_WITH_AS(gather(record, table), doctest::Contains("hash of portable is other"),
+                       Error);
 }
 
 TEST_CASE("html: a header that lacks something is an error, not a crash") {

@@ -7,10 +7,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <random>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -470,8 +472,65 @@ TEST_CASE("compiler: when further processes are gone, or never came, this one go
   }
 }
 
-TEST_CASE("kernels_hash and nvrtc_version: identify what made a cubin") {
-  CHECK(kernels_hash().size() == 32);
-  CHECK(kernels_hash() == kernels_hash());
+TEST_CASE("kernel_hashes: every variant of the program has one, and the small kernels") {
+  const KernelHashes hashes = kernel_hashes();
+  CHECK(hashes.variants.size() == variants().size());
+  for (const auto& variant : variants()) {
+    const std::string name(variant->name());
+    CAPTURE(name);
+    CHECK(hashes.variants.at(name).size() == 32);
+    CHECK(hashes.variants.at(name) != hashes.small_kernels);
+  }
+  CHECK(hashes.small_kernels.size() == 32);
+  CHECK(sources_hash("demo/absent.cu", kFiles) == "");
+}
+
+TEST_CASE("kernel_hashes: an edit shows in the hashes of what includes the file, and in no other") {
+  const std::vector<EmbeddedFile> sources = {
+      {"common/shared.hpp", "int shared;"},
+      {"hopper/moe_gemm.cu", "#include \"hopper/store.cuh\"\n"},
+      {"hopper/store.cuh", "#include \"common/shared.hpp\"\n"},
+      {"portable/moe_gemm.cu", "#include \"common/shared.hpp\"\n"},
+      {"swap_ab/moe_gemm.cu", "int alone;"},
+      {"reference/reference.cu", "int judge;"},
+      {"support/params.hpp", "int params;"},
+      {"support/small_kernels.cu", "#include \"support/params.hpp\"\n"},
+  };
+  using Names = std::vector<std::string>;
+  const KernelHashes before = kernel_hashes(sources);
+  CHECK_FALSE(before.variants.contains("decode"));  // which has no sources here
+  const std::set<std::string> names{"hopper", "portable", "swap_ab"};
+  const auto changed_by = [&](std::string_view edited) {
+    std::vector<EmbeddedFile> files = sources;
+    const auto file = std::find_if(files.begin(), files.end(), [&](const EmbeddedFile& candidate) {
+      return candidate.name == edited;
+    });
+    REQUIRE(file != files.end());
+    const std::string text = std::string(file->text) + "\n// edited";
+    file->text = text;
+    const KernelHashes after = kernel_hashes(files);
+    Names changed = changed_variants(names, before, after);
+    if (after.small_kernels != before.small_kernels) changed.push_back("small");
+    return changed;
+  };
+  CHECK(changed_by("hopper/moe_gemm.cu") == Names{"hopper"});
+  CHECK(changed_by("hopper/store.cuh") == Names{"hopper"});
+  CHECK(changed_by("swap_ab/moe_gemm.cu") == Names{"swap_ab"});
+  CHECK(changed_by("common/shared.hpp") == Names{"hopper", "portable"});
+  CHECK(changed_by("support/params.hpp") == Names{"small"});
+  CHECK(changed_by("support/small_kernels.cu") == Names{"small"});
+  CHECK(changed_by("reference/reference.cu").empty());
+}
+
+TEST_CASE("kernel_hashes: the judge's kernels are in none") {
+  std::vector<EmbeddedFile> files;
+  for (const EmbeddedFile& file : embedded_kernels())
+    if (!file.name.starts_with("reference/")) files.push_back(file);
+  CHECK(files.size() < embedded_kernels().size());
+  CHECK(kernel_hashes(files).variants == kernel_hashes().variants);
+  CHECK(kernel_hashes(files).small_kernels == kernel_hashes().small_kernels);
+}
+
+TEST_CASE("nvrtc_version: a major and a minor number") {
   CHECK(std::regex_match(nvrtc_version(), std::regex("[0-9]+\\.[0-9]+")));
 }

@@ -62,6 +62,24 @@ TEST_CASE("journal: what was appended is read back exactly") {
   CHECK(contents.trials[1].elapsed_s == sample(2).elapsed_s);
 }
 
+TEST_CASE("journal: a header with one hash for all kernels is read as one with each variant's") {
+  const Folder folder;
+  Json old = kIdentity;
+  old["kernels_hash"] = "a4ae3c12914765b8dd005b209928fc4e";
+  old["variants"] = Json::array({"hopper"});
+  { Journal journal(folder.file(), old, "search", false); }
+  const Json known = read_journal(folder.file()).header.at("identity");
+  CHECK_FALSE(known.contains("kernels_hash"));
+  CHECK(known.at("variant_hashes").size() == 2);  // the reference point's too
+  CHECK(known.at("variant_hashes").contains("portable"));
+  CHECK_NOTHROW(Journal(folder.file(), known, "search", true));  // and is gone on with
+  old["kernels_hash"] = "0a86";
+  { Journal journal(folder.file(), old, "search", false); }
+  const Json older = read_journal(folder.file()).header.at("identity");
+  CHECK(older.at("variant_hashes") == Json{{"hopper", "0a86"}, {"portable", "0a86"}});
+  CHECK(older.at("small_kernels") == "0a86");
+}
+
 TEST_CASE("journal: a trial whose error is not a number is read back") {
   const Folder folder;
   JournalTrial wrong = sample(1);

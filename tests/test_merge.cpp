@@ -100,6 +100,26 @@ TEST_CASE(
   CHECK_FALSE(is_better_entry(small, large));
 }
 
+TEST_CASE("merge: variants that no entry uses may differ, the newest table's are taken") {
+  Table a = table_with({1}, 20), b = table_with({8}, 20), c = table_with({64}, 20);
+  b.created = "2026-02-01T09:30:00Z";
+  b.identity.kernels.variants["hopper"] = "newer";
+  b.identity.kernels.small_kernels = "newer";
+  c.created = "2025-02-01T09:30:00Z";
+  for (Step& step : c.entries.at(64).plan.steps) step.variant = "decode";
+  c.identity.kernels.variants = {{"decode", "dddd"}};
+  CHECK(why_not_mergeable(a, b).empty());
+  CHECK(why_not_mergeable(b, c).empty());
+  const std::vector<Table> forth{a, b, c}, back{c, b, a};
+  const std::map<std::string, std::string> wanted{
+      {"decode", "dddd"}, {"hopper", "newer"}, {"portable", "0123abcd"}};
+  CHECK(merge_tables(forth).identity.kernels.variants == wanted);
+  CHECK(merge_tables(forth).identity.kernels.small_kernels == "newer");
+  CHECK(text(merge_tables(forth)) == text(merge_tables(back)));
+  for (Step& step : a.entries.at(1).plan.steps) step.variant = "hopper";
+  CHECK(why_not_mergeable(a, b) == "kernels of hopper: 89abcdef and newer");
+}
+
 TEST_CASE("merge: what an interrupted shard misses is missing unless others have it") {
   std::vector<Table> shards{table_with({1, 8}, 20), table_with({8}, 19)};
   shards[1].missing = {1};
@@ -115,8 +135,8 @@ TEST_CASE("merge: tables of different kernels, GPUs or routings do not belong to
   other.identity.driver = "590.1";
   other.identity.shape.model = "another name";
   CHECK(why_not_mergeable(table, other).empty());
-  other.identity.kernels_hash = "4567";
-  CHECK(why_not_mergeable(table, other) == "kernels: 0123abcd and 4567");
+  other.identity.kernels.variants["portable"] = "4567";
+  CHECK(why_not_mergeable(table, other) == "kernels of portable: 0123abcd and 4567");
   other = table;
   other.identity.shape.top_k = 4;
   CHECK(why_not_mergeable(table, other).starts_with("shape: E=8 K=2 "));

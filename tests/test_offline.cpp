@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "jit/compiler.hpp"
 #include "jit/static_check.hpp"
 #include "tests/temporary_folder.hpp"
 #include "tune/evaluator.hpp"
@@ -206,6 +207,21 @@ TEST_CASE("offline: the most careful record of a plan counts") {
          {{measured(known, 42), 2, 1.0}, {measured(known, 40), 0, 2.0}});
   record(results.path(), "b.jsonl", identity(), {glance});
   CHECK(offline(results.path())->evaluate(known).timing.median_us == 42);
+}
+
+TEST_CASE("offline: a record of the sources of its variants as they are counts before others") {
+  const Request known = request(Stage::gemm1);
+  nlohmann::ordered_json current = identity();
+  current.erase("kernels_hash");
+  current["variant_hashes"] = kernel_hashes().variants;
+  current["variant_hashes"]["hopper"] = "another";  // not of this plan
+  nlohmann::ordered_json changed = current;
+  changed["variant_hashes"]["portable"] = "another";
+  const TemporaryFolder results;
+  record(results.path(), "a.jsonl", current, {{measured(known, 44), 0, 1.0}});
+  record(results.path(), "b.jsonl", changed, {{measured(known, 42), 2, 1.0}});
+  record(results.path(), "c.jsonl", identity(), {{measured(known, 40), 2, 1.0}});
+  CHECK(offline(results.path())->evaluate(known).timing.median_us == 44);
 }
 
 TEST_CASE("offline: records of another GPU, layer, dtype or routing, and failures, are not used") {

@@ -71,18 +71,18 @@ TEST_CASE("report command: takes the table that lies beside the journal") {
   Table table = read_table(MOETUNE_SOURCE_DIR "/configs/tuned/NVIDIA_H200/" + kStem + ".json");
   const std::string journal = read_file(kJournal);
   const auto identity = nlohmann::json::parse(journal.substr(0, journal.find('\n'))).at("identity");
-  table.identity.kernels_hash = identity.at("kernels_hash");
+  for (auto& [name, hash] : table.identity.kernels.variants) hash = identity.at("kernels_hash");
   table.entries.at(1).timing.median_us = 12345.6;
   write_table(directory.file("configs/tuned/NVIDIA_H200"), table);
   const std::string command = fmt::format("report --markdown '{}/{}.jsonl'", results, kStem);
   CHECK(holds(run(command).out, "| 1 | 12345.6 | "));
 
-  table.identity.kernels_hash = "another";
+  table.identity.kernels.variants["portable"] = "another";
   write_table(directory.file("configs/tuned/NVIDIA_H200"), table);
   const Result other = run(command);
   CHECK(other.code == 0);
   CHECK_FALSE(holds(other.out, "12345.6"));
-  CHECK(holds(other.err, "its kernel hash is another"));
+  CHECK(holds(other.err, "its hash of portable is another"));
 }
 
 TEST_CASE("report command: what is no journal, and a page that cannot be written, are one line") {
@@ -143,12 +143,12 @@ TEST_CASE("merge command: what does not belong together is refused, and nothing 
   table.entries.erase(1);
   const std::string before =
       read_file(write_table(directory.file("out/configs/tuned/NVIDIA_H200"), table));
-  table.identity.kernels_hash = "4567";
+  table.identity.kernels.variants["portable"] = "4567";
   const std::string path = write_table(directory.file("two"), table);
   const Result result = run(fmt::format("merge '{}' '{}' '{}'", directory.file("out"),
                                         directory.file("one"), directory.file("two")));
   CHECK(result.code == 2);
-  CHECK(holds(result.err, "kernels: "));
+  CHECK(holds(result.err, "kernels of portable: "));
   CHECK(holds(result.err, path));
   CHECK(read_file(directory.file("out/configs/tuned/NVIDIA_H200/") +
                   fs::path(path).filename().string()) == before);

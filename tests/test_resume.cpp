@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <csignal>
+#include <utility>
 
 #include "core/error.hpp"
 #include "tests/fake_search.hpp"
@@ -170,6 +171,23 @@ TEST_CASE("search: a full disk ends it with one error; journal and table stay re
   CHECK_FALSE(read_table(table).complete());
   FakeEvaluator rest;
   CHECK(fake.run(rest, true).table.complete());
+}
+
+TEST_CASE("search: resumed with the kernels that it looks at, whatever became of others") {
+  FakeSearch fake;
+  FakeEvaluator evaluator;
+  fake.run(evaluator);
+  fake.table.identity.kernels.variants["other"] = "changed";
+  CHECK_NOTHROW(fake.run(evaluator, true));
+  for (const char* name : {"fake", "portable"}) {  // the latter is what speedups are against
+    std::string& hash = fake.table.identity.kernels.variants[name];
+    const std::string before = std::exchange(hash, "changed");
+    CHECK_THROWS_WITH_AS(fake.run(evaluator, true), doctest::Contains("its variant_hashes is"),
+                         Error);
+    hash = before;
+  }
+  fake.table.identity.kernels.small_kernels = "changed";
+  CHECK_THROWS_WITH_AS(fake.run(evaluator, true), doctest::Contains("its small_kernels is"), Error);
 }
 
 TEST_CASE("search: a search for another objective is not resumed") {

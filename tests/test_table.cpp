@@ -38,6 +38,16 @@ std::string refusal(const std::string& text) {
   return "";
 }
 
+// The sample as the program before wrote it.
+std::string version_3_text(const char* kernels_hash) {
+  return table_text([&](Json& json) {
+    json["schema_version"] = 3;
+    json["identity"].erase("variants");
+    json["identity"].erase("small_kernels");
+    json["identity"]["kernels_hash"] = kernels_hash;
+  });
+}
+
 std::string refusal(const std::function<void(Json&)>& mutate) {
   return refusal(table_text(mutate));
 }
@@ -89,6 +99,62 @@ TEST_CASE("table: what is written is read back the same") {
   CHECK(read.entries.at(8).workspace_bytes == 4096);
   CHECK(read.entries.at(8).quantisation_err == 0.04);
   CHECK(read.entries.at(1).workspace_bytes == 0);
+}
+
+TEST_CASE("table: the hashes of each variant and of the small kernels are read back") {
+  const Table read = parse_table(table_text([](Json&) {}), "t.json");
+  CHECK(read.identity.kernels.variants == sample_table().identity.kernels.variants);
+  CHECK(read.identity.kernels.small_kernels == "4567cdef");
+  const Json identity = Json(read).at("identity");
+  CHECK(identity.at("variants").at("hopper") == "89abcdef");
+  CHECK_FALSE(identity.contains("kernels_hash"));
+}
+
+TEST_CASE("table: version 3 is read, its one hash stands for each variant that it uses") {
+  const Table read = parse_table(version_3_text("0a866b97"), "t.json");
+  const std::map<std::string, std::string> variants{{"portable", "0a866b97"}};
+  CHECK(read.identity.kernels.variants == variants);
+  CHECK(read.identity.kernels.small_kernels == "0a866b97");
+  CHECK(Json(read).at("entries") == Json(sample_table()).at("entries"));
+  // Of the last sources that were hashed as one, each variant's hash is known.
+  const Table last = parse_table(version_3_text("a4ae3c12914765b8dd005b209928fc4e"), "t.json");
+  const std::vector<std::string> known{"decode", "hopper", "portable", "swap_ab"};
+  std::vector<std::string> names;
+  for (const auto& [name, hash] : last.identity.kernels.variants) names.push_back(name);
+  CHECK(names == known);
+  CHECK(last.identity.kernels.variants.at("portable") != "a4ae3c12914765b8dd005b209928fc4e");
+}
+
+TEST_CASE("table: version 3 without its hash is refused, and so is what no version has") {
+  const Json good = Json::parse(version_3_text("0a866b97"));
+  const auto without = [&](const std::function<void(Json&)>& change) {
+    Json json = good;
+    change(json);
+    return refusal(json.dump());
+  };
+  CHECK(
+      holds(without([](Json& json) { json["identity"].erase("kernels_hash"); }), "'kernels_hash'"));
+  CHECK(holds(without([](Json& json) { json["identity"]["kernels_hash"] = 3; }), "'kernels_hash'"));
+  CHECK(holds(without([](Json& json) { json["identity"] = 3; }), "'kernels_hash'"));
+  CHECK(holds(without([](Json& json) { json.erase("identity"); }), "identity"));
+  CHECK(holds(without([](Json& json) { json["entries"] = {1, 2}; }), "entries"));
+  CHECK(holds(without([](Json& json) { json["entries"]["8"]["plan"] = 3; }), "entries.8.plan"));
+  CHECK(holds(without([](Json& json) { json["entries"]["8"]["plan"][0]["variant"] = 3; }),
+              "entries.8.plan.0.variant"));
+  CHECK(holds(refusal([](Json& json) { json["identity"]["kernels_hash"] = "0a866b97"; }),
+              "'kernels_hash'"));
+}
+
+TEST_CASE("table: a malformed object of variants is refused") {
+  const auto with = [](const Json& variants) {
+    return refusal([&](Json& json) { json["identity"]["variants"] = variants; });
+  };
+  CHECK(holds(with("0123"), "identity.variants is \"0123\""));
+  CHECK(holds(with(Json::array({"portable"})), "identity.variants (array)"));
+  CHECK(holds(with({{"portable", 7}}), "identity.variants.portable is 7"));
+  CHECK(holds(with({{"portable", ""}}), "expected a hash of the variant's sources"));
+  CHECK(holds(refusal([](Json& json) { json["identity"]["small_kernels"] = nullptr; }),
+              "identity.small_kernels is null"));
 }
 
 TEST_CASE("table: token counts are written in numerical order") {
@@ -162,9 +228,9 @@ TEST_CASE("table: wrong values are refused with field, value and what was expect
   CHECK(
       holds(refusal([](Json& json) { json["schema_version"] = 1; }),
             "schema_version is 1: another version of moe-tune wrote this table, and this one reads "
-            "3; tune again"));
+            "3 and 4; tune again"));
   CHECK(
-      holds(refusal([](Json& json) { json["schema_version"] = "3"; }), "schema_version is \"3\""));
+      holds(refusal([](Json& json) { json["schema_version"] = "4"; }), "schema_version is \"4\""));
   CHECK(holds(refusal([](Json& json) { json["seed"] = -1; }), "seed is -1"));
   CHECK(holds(refusal([](Json& json) { json["routing"] = "hot:0"; }), "hot:0"));
   CHECK(holds(refusal([](Json& json) { json["identity"]["dtype"] = "int4"; }), "identity.dtype"));

@@ -77,7 +77,7 @@ std::string path_of(const Table& table) {
 }
 
 Expectation expectation() {
-  return {known_gpu("h200"), "13.0", "0123abcd", {1, 8, 64}};
+  return {known_gpu("h200"), "13.0", sample_table().identity.kernels, {1, 8, 64}};
 }
 
 TableReport static_report(const Table& table, const Expectation& expected = expectation()) {
@@ -113,7 +113,65 @@ TEST_CASE("validate: a good table has no failing finding") {
   }
 }
 
-TEST_CASE("validate: another GPU, compiler, kernel or file name is named") {
+TEST_CASE("validate: an entry falls short when a variant of its own plan has changed") {
+  Table table = sample_table();
+  for (Step& step : table.entries.at(8).plan.steps) step.variant = "hopper";
+  const auto stale_in = [&](const Expectation& expected) {
+    std::vector<std::int64_t> stale;
+    const TableReport report = static_report(table, expected);
+    CHECK(failures(report.findings, Check::identity).empty());
+    for (const EntryReport& entry : report.entries)
+      if (!failures(entry.findings, Check::identity).empty()) stale.push_back(entry.num_tokens);
+    return stale;
+  };
+  using Counts = std::vector<std::int64_t>;
+  CHECK(stale_in(expectation()).empty());
+  Expectation other = expectation();
+  other.kernels.variants["hopper"] = "ffff";
+  CHECK(stale_in(other) == Counts{8});
+  CHECK(failures(static_report(table, other).entries.at(1).findings, Check::identity) ==
+        "variant hopper has changed since; search again in tuned with --tokens 8|");
+  other.kernels.variants.erase("hopper");
+  CHECK(stale_in(other) == Counts{8});
+  CHECK(holds(failures(static_report(table, other).entries.at(1).findings, Check::identity),
+              "this program has no variant hopper; search again"));
+  other = expectation();
+  other.kernels.variants["portable"] = "ffff";
+  CHECK(stale_in(other) == Counts{1, 64});
+}
+
+TEST_CASE("validate: what other variants became, or are new, says nothing for an entry") {
+  Expectation other = expectation();
+  other.kernels.variants["hopper"] = "ffff";
+  other.kernels.variants["decode"] = "eeee";
+  CHECK(static_report(sample_table(), other).good());
+  Table table = sample_table();
+  table.identity.kernels.variants["gone"] = "dddd";
+  CHECK(static_report(table, other).good());
+  CHECK(static_report(table, other).findings.empty());
+}
+
+TEST_CASE("validate: an entry of which the table has no hash falls short") {
+  Table table = sample_table();
+  table.identity.kernels.variants.erase("portable");
+  const TableReport report = static_report(table);
+  CHECK_FALSE(report.good());
+  CHECK(holds(failures(report.entries.at(0).findings, Check::identity),
+              "the table has no hash of variant portable"));
+}
+
+TEST_CASE("validate: other small kernels are a note only") {
+  Expectation other = expectation();
+  other.kernels.small_kernels = "ffff";
+  const TableReport report = static_report(sample_table(), other);
+  CHECK(report.good());
+  REQUIRE(report.findings.size() == 1);
+  CHECK(report.findings.at(0).check == Check::identity);
+  CHECK_FALSE(report.findings.at(0).fails);
+  CHECK(holds(validation_text(report), "note, identity: the kernels around the GEMMs"));
+}
+
+TEST_CASE("validate: another GPU, compiler or file name is named") {
   const Table table = sample_table();
   Expectation other = expectation();
   other.gpu = known_gpu("a100");
@@ -123,9 +181,6 @@ TEST_CASE("validate: another GPU, compiler, kernel or file name is named") {
   other = expectation();
   other.nvrtc = "12.9";
   CHECK(holds(failures(static_report(table, other).findings, Check::identity), "NVRTC '13.0'"));
-  other = expectation();
-  other.kernels_hash = "ffff";
-  CHECK(holds(failures(static_report(table, other).findings, Check::identity), "kernels"));
   CHECK(holds(failures(check_table("x/best.json", table, expectation()).findings, Check::identity),
               "rename"));
 }

@@ -33,7 +33,7 @@ Result validate(const std::string& arguments) {
 Table current_table() {
   Table table = sample_table();
   table.identity.nvrtc = nvrtc_version();
-  table.identity.kernels_hash = kernels_hash();
+  table.identity.kernels = kernel_hashes();
   return table;
 }
 

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -76,11 +77,36 @@ TEST_CASE(
   CHECK(whole.entries.size() == 4);
 }
 
+TEST_CASE("write_table: of older kernels the entries stay whose variants have not changed") {
+  const TemporaryFolder directory;
+  Table old = sample_table();
+  for (Step& step : old.entries.at(8).plan.steps) step.variant = "hopper";
+  const std::string path = write_table(directory.path(), old);
+  const std::string kept = read_file(path);
+  Table fresh = sample_table();
+  fresh.identity.kernels.variants["hopper"] = "new";
+  fresh.entries.erase(1);
+  fresh.entries.erase(8);
+  write_table(directory.path(), fresh);
+  const Table merged = read_table(path);
+  CHECK(merged.entries.size() == 2);
+  CHECK(merged.entries.contains(1));
+  CHECK(merged.missing == std::set<std::int64_t>{8});
+  CHECK(merged.identity.kernels.variants == fresh.identity.kernels.variants);
+  CHECK(read_file(path + ".bak-1") == kept);
+  // Nothing is lost where what has changed is in no plan.
+  fresh.identity.kernels.variants["hopper"] = "newer";
+  fresh.identity.kernels.small_kernels = "newer";
+  write_table(directory.path(), fresh);
+  CHECK(read_table(path).entries.size() == 2);
+  CHECK_FALSE(std::filesystem::exists(path + ".bak-2"));
+}
+
 TEST_CASE("write_table: a table of another identity, or what is no table, is kept beside") {
   const TemporaryFolder directory;
   const Table fresh = sample_table();
   for (const auto& change : std::vector<std::function<void(Table&)>>{
-           [](Table& table) { table.identity.kernels_hash = "other"; },
+           [](Table& table) { table.identity.kernels.variants["portable"] = "other"; },
            [](Table& table) { table.identity.nvrtc = "12.8"; },
            [](Table& table) { table.routing = parse_routing("hot:4"); }}) {
     Table other = sample_table();
@@ -135,7 +161,7 @@ TEST_CASE("write_table: a full disk is an error and the old table stays") {
   Table merged = sample_table();
   merged.entries[128] = merged.entries.at(8);
   Table other = sample_table();
-  other.identity.kernels_hash = "other";
+  other.identity.kernels.variants["portable"] = "other";
   for (const Table& table : {merged, other}) {
     CHECK(fails_to_write_in_child(
         [] {

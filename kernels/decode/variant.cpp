@@ -20,6 +20,7 @@ class Decode final : public Variant {
     return "the whole layer in one launch, for a handful of tokens; bf16 and fp8_block, sm_90 and "
            "later";
   }
+  std::string_view source_file() const override { return "decode/moe_layer.cu"; }
   bool supports(const Gpu& gpu, Dtype dtype) const override {
     return gpu.cc() >= 90 && dtype != Dtype::fp8_tensor;
   }
@@ -111,7 +112,7 @@ SearchSpace Decode::space(const Gpu& gpu, const Problem& problem, Stage stage, F
 
 KernelSource Decode::source(const Gpu&, const Problem& problem, Stage, const Point& point) const {
   const Config c = config_of(problem, point);
-  return {"decode/moe_layer.cu",
+  return {std::string(source_file()),
           {fmt::format(
               "moetune::decode::moe_layer<moetune::decode::Config{{.block_m = {}, .num_warps = {}, "
               ".blocks_per_sm = {}, .num_stages = {}, .step_bytes = {}, .fp8 = {}, .hidden_size = "

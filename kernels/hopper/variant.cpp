@@ -31,6 +31,7 @@ class Hopper final : public Variant {
   std::string_view help() const override {
     return "WGMMA + TMA grouped GEMM, warp-specialised and persistent; sm_90 only";
   }
+  std::string_view source_file() const override { return "hopper/moe_gemm.cu"; }
   bool supports(const Gpu& gpu, Dtype) const override { return gpu.cc() == 90; }
   SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
                     Fp8Mode fp8) const override;
@@ -186,7 +187,7 @@ KernelSource Hopper::source(const Gpu&, const Problem& problem, Stage stage,
                             const Point& point) const {
   const HopperConfig c = hopper_config(problem, stage, point);
   return {
-      "hopper/moe_gemm.cu",
+      std::string(source_file()),
       {fmt::format("moetune::moe_gemm_sm90<moetune::HopperConfig{{.block_m = {}, .block_n = {}, "
                    ".num_warps = {}, .ping_pong = {}, .cluster = {}, .num_stages = {}, "
                    ".blocks_per_sm = {}, .fp8 = {}, .scales = moetune::Scales({}), .output = "

@@ -30,6 +30,7 @@ class Portable final : public Variant {
   std::string_view help() const override {
     return "mma.sync + cp.async grouped GEMM, padding-free gathered rows; sm_80 and later";
   }
+  std::string_view source_file() const override { return "portable/moe_gemm.cu"; }
   bool supports(const Gpu& gpu, Dtype dtype) const override {
     return is_fp8(dtype) ? gpu.cc() >= 89 : gpu.cc() >= 80;
   }
@@ -220,7 +221,7 @@ SearchSpace Portable::space(const Gpu& gpu, const Problem& problem, Stage stage,
 KernelSource Portable::source(const Gpu&, const Problem& problem, Stage stage,
                               const Point& point) const {
   const GemmConfig c = gemm_config(problem, stage, point);
-  return {"portable/moe_gemm.cu",
+  return {std::string(source_file()),
           {fmt::format("moetune::moe_gemm<moetune::GemmConfig{{.block_m = {}, .block_n = {}, "
                        ".block_k = {}, .num_warps = {}, .num_stages = {}, .fp8 = {}, .scales = "
                        "moetune::Scales({}), .output = moetune::Output({}), .size_n = {}, "
@@ -318,7 +319,8 @@ Plan reference_plan(const Gpu&, const Problem&) {
   first.set("FUSE_SWIGLU", 0);
   Point second = point;
   second.set("FUSE_COMBINE", 0);
-  return Plan{{{"gemm1", "portable", first}, {"gemm2", "portable", second}}};
+  const std::string variant(kReferenceVariant);
+  return Plan{{{"gemm1", variant, first}, {"gemm2", variant, second}}};
 }
 
 }  // namespace moetune

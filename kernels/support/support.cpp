@@ -34,7 +34,7 @@ std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns) {
 KernelSource small_kernels(const Problem& problem) {
   const Dtype dtype = problem.dtype;
   KernelSource source{
-      "support/small_kernels.cu",
+      std::string(kSmallKernelsFile),
       {"moetune::sort_place", "moetune::clear", combine_expression(problem.shape.top_k)},
       {}};
   for (const bool in_one_launch : {true, false}) {

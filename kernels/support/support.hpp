@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/problem.hpp"
@@ -27,7 +28,8 @@ std::string combine_expression(std::int64_t top_k);
 // Packed rows' block scales lie by columns of 128: fp32 [columns / 128, rows].
 std::int64_t packed_scale_bytes(std::int64_t rows, std::int64_t columns);
 
-// Every kernel of small_kernels.cu that a problem needs, and the reference's.
+inline constexpr std::string_view kSmallKernelsFile = "support/small_kernels.cu";
+// Every kernel of it that a problem needs, and the reference's.
 KernelSource small_kernels(const Problem& problem);
 KernelSource reference_kernels();
 std::vector<KernelSource> support_sources(const Problem& problem);

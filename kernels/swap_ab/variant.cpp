@@ -17,6 +17,7 @@ class SwapAb final : public Variant {
   std::string_view help() const override {
     return "WGMMA + TMA grouped GEMM with weights as its M operand, for few rows; sm_90 only";
   }
+  std::string_view source_file() const override { return "swap_ab/moe_gemm.cu"; }
   bool supports(const Gpu& gpu, Dtype) const override { return gpu.cc() == 90; }
   SearchSpace space(const Gpu& gpu, const Problem& problem, Stage stage,
                     Fp8Mode fp8) const override;
@@ -157,10 +158,10 @@ KernelSource SwapAb::source(const Gpu&, const Problem& problem, Stage stage,
   };
   const std::string own = argument(config_of(problem, stage, point));
   if (!joins(point)) {
-    return {"swap_ab/moe_gemm.cu", {fmt::format("moetune::swap_ab::moe_gemm<{}>", own)}, {}};
+    return {std::string(source_file()), {fmt::format("moetune::swap_ab::moe_gemm<{}>", own)}, {}};
   }
   const Config first = config_of(problem, Stage::gemm1, joined_gemm1(point));
-  return {"swap_ab/moe_gemm.cu",
+  return {std::string(source_file()),
           {fmt::format("moetune::swap_ab::moe_joined<{}, {}>", argument(first), own)},
           {}};
 }

@@ -109,9 +109,21 @@ Table load_table(const std::string& path, const Gpu& gpu, const Problem& problem
                             path, s.num_experts, s.top_k, s.hidden_size, s.intermediate_size,
                             to_string(identity.dtype)));
   }
-  const Expectation expectation{gpu, nvrtc_version(), kernels_hash(), {}};
-  for (const Finding& finding : check_table(path, table, expectation).findings)
-    if (finding.check == Check::identity) spdlog::warn("{}: {}", path, finding.message);
+  const Expectation expectation{gpu, nvrtc_version(), kernel_hashes(), {}};
+  const TableReport report = check_table(path, table, expectation);
+  const auto is_identity = [](const Finding& finding) { return finding.check == Check::identity; };
+  for (const Finding& finding : report.findings)
+    if (is_identity(finding)) spdlog::warn("{}: {}", path, finding.message);
+  std::vector<std::int64_t> stale;
+  for (const EntryReport& entry : report.entries)
+    if (std::any_of(entry.findings.begin(), entry.findings.end(), is_identity))
+      stale.push_back(entry.num_tokens);
+  if (!stale.empty()) {
+    spdlog::warn(
+        "{}: kernels of the entries for {} tokens have changed since; search again with "
+        "--tokens {}",
+        path, fmt::join(stale, ", "), fmt::join(stale, ","));
+  }
   return table;
 }
 

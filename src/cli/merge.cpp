@@ -96,11 +96,14 @@ void add_journal(const std::string& path, const fs::path& out_dir, Journals& jou
 Table merged(const std::vector<NamedTable>& named) {
   std::vector<Table> tables;
   for (const auto& [path, table] : named) {
-    if (const auto why = why_not_mergeable(named.front().table, table); !why.empty()) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{} and {} are of different identity: {}; merge them into different "
-                              "folders",
-                              named.front().path, path, why));
+    // With each: two that both fit a third may have different kernels.
+    for (const auto& [other_path, other] : named) {
+      if (const auto why = why_not_mergeable(other, table); !why.empty()) {
+        throw Error(ErrorKind::input,
+                    fmt::format("{} and {} are of different identity: {}; merge them into "
+                                "different folders",
+                                other_path, path, why));
+      }
     }
     tables.push_back(table);
   }

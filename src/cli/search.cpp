@@ -215,7 +215,7 @@ int run_search(const SearchOptions& options) {
   Table table;
   table.identity = {device.gpu.name,   arch_name(device.gpu),
                     device.gpu.driver, evaluator ? evaluator->nvrtc_version() : nvrtc_version(),
-                    kernels_hash(),    problem.shape,
+                    kernel_hashes(),   problem.shape,
                     problem.dtype};
   table.created = utc_now();
   table.command = command_line();

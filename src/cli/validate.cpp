@@ -97,7 +97,7 @@ int validate(const ValidateOptions& options) {
   // Without a GPU and without a wish, each table is judged by the GPU that it names.
   if (has_gpu || options.device != "auto") expectation.gpu = device.gpu;
   expectation.nvrtc = compiler_version();
-  expectation.kernels_hash = kernels_hash();
+  expectation.kernels = kernel_hashes();
   expectation.token_counts = options.tokens;
 
   std::vector<TableReport> reports;

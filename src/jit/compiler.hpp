@@ -6,9 +6,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/embedded.hpp"
+#include "core/kernel_hashes.hpp"
 #include "kernels/variant.hpp"
 
 namespace moetune {
@@ -39,8 +41,12 @@ struct Cubin {
 
 // NVRTC's version, "13.0". Throws Error(device) with a remedy when NVRTC cannot be loaded.
 std::string nvrtc_version();
-// Hex hash over every embedded kernel source: part of a table's identity.
-std::string kernels_hash();
+// Hex hash over `file` and what it includes, directly or not; "" when `files` has no `file`.
+std::string sources_hash(std::string_view file,
+                         std::span<const EmbeddedFile> files = embedded_kernels());
+// Of each variant whose sources are in `files`, and of the small kernels: part of a table's
+// identity. The judge's kernels are in neither, for they take no part in what is timed.
+KernelHashes kernel_hashes(std::span<const EmbeddedFile> files = embedded_kernels());
 
 // Compiles now, on this thread, without the cache. Never throws for bad source: see Cubin::error.
 // Throws Error(device) when NVRTC cannot be loaded. `files`: where sources and includes come from.

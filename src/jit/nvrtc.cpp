@@ -13,6 +13,7 @@
 #include "core/text.hpp"
 #include "jit/compiler.hpp"
 #include "jit/cubin.hpp"
+#include "kernels/support/support.hpp"
 
 namespace moetune {
 namespace {
@@ -207,12 +208,24 @@ std::string nvrtc_version() {
   return fmt::format("{}.{}", major, minor);
 }
 
-std::string kernels_hash() {
+std::string sources_hash(std::string_view file, std::span<const EmbeddedFile> files) {
+  const std::vector<EmbeddedFile> included = included_files(file, files);
+  if (included.empty()) return "";
   std::string all;
-  for (const EmbeddedFile& file : embedded_kernels()) {
-    all += fmt::format("{} {}\n{}\n", file.name, file.text.size(), file.text);
+  for (const EmbeddedFile& source : included) {
+    all += fmt::format("{} {}\n{}\n", source.name, source.text.size(), source.text);
   }
   return hash_hex(all);
+}
+
+KernelHashes kernel_hashes(std::span<const EmbeddedFile> files) {
+  KernelHashes hashes;
+  for (const auto& variant : variants()) {
+    const std::string hash = sources_hash(variant->source_file(), files);
+    if (!hash.empty()) hashes.variants.emplace(variant->name(), hash);
+  }
+  hashes.small_kernels = sources_hash(kSmallKernelsFile, files);
+  return hashes;
 }
 
 Cubin compile(const KernelSource& source, const std::string& arch,

@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "report/summary.hpp"
+#include "table/merge.hpp"
 
 namespace moetune {
 namespace {
@@ -20,7 +21,8 @@ void read_header(const Json& header, ReportData& data) {
     json.at("arch").get_to(identity.arch);
     json.at("driver").get_to(identity.driver);
     json.at("nvrtc").get_to(identity.nvrtc);
-    json.at("kernels_hash").get_to(identity.kernels_hash);
+    json.at("variant_hashes").get_to(identity.kernels.variants);
+    json.at("small_kernels").get_to(identity.kernels.small_kernels);
     json.at("model").get_to(identity.shape.model);
     json.at("num_experts").get_to(identity.shape.num_experts);
     json.at("top_k").get_to(identity.shape.top_k);
@@ -57,7 +59,10 @@ void check_table(const ReportData& data, const Table& table) {
   const TableIdentity& a = table.identity;
   const TableIdentity& b = data.identity;
   if (a.gpu != b.gpu) differ("GPU", a.gpu, b.gpu);
-  if (a.kernels_hash != b.kernels_hash) differ("kernel hash", a.kernels_hash, b.kernels_hash);
+  for (const auto& name : conflicting_variants(variants_used(table), a.kernels, b.kernels)) {
+    differ(fmt::format("hash of {}", name), a.kernels.variants.at(name),
+           b.kernels.variants.at(name));
+  }
   if (a.dtype != b.dtype) differ("dtype", to_string(a.dtype), to_string(b.dtype));
   if (!(table.routing == data.routing)) {
     differ("routing", to_string(table.routing), to_string(data.routing));

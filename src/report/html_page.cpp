@@ -179,7 +179,12 @@ std::string facts(const ReportData& data) {
       fmt::format("{} experts, top {}, hidden {}, intermediate {}, {}, routing {}",
                   shape.num_experts, shape.top_k, shape.hidden_size, shape.intermediate_size,
                   to_string(identity.dtype), to_string(data.routing)));
-  add("kernels", fmt::format("{}, NVRTC {}", identity.kernels_hash, identity.nvrtc));
+  std::string kernels;
+  for (const auto& [name, hash] : identity.kernels.variants) {
+    kernels += fmt::format("{} {}, ", name, hash);
+  }
+  add("kernels", fmt::format("{}around them {}, NVRTC {}", kernels, identity.kernels.small_kernels,
+                             identity.nvrtc));
   add("search", fmt::format("{}, begun {}", data.strategy, data.created));
   add("command", data.command);
   if (data.read_gbps > 0) {

@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "table/older.hpp"
 #include "table/schema.hpp"
 #include "table/table.hpp"
 
@@ -72,11 +73,14 @@ void refuse_foreign_table(const Json& document, const std::string& path) {
 void refuse_other_version(const Json& document, const std::string& path) {
   if (!document.is_object() || document.value("schema", Json()) != "moe-tune-table") return;
   const Json version = document.value("schema_version", Json());
-  if (!version.is_number_integer() || version == kTableSchemaVersion) return;
+  if (!version.is_number_integer() || version == kTableSchemaVersion ||
+      version == kOldTableSchemaVersion) {
+    return;
+  }
   refuse(path,
          fmt::format("schema_version is {}: another version of moe-tune wrote this table, and "
-                     "this one reads {}; tune again with moe-tune search",
-                     version.dump(), kTableSchemaVersion));
+                     "this one reads {} and {}; tune again with moe-tune search",
+                     version.dump(), kOldTableSchemaVersion, kTableSchemaVersion));
 }
 
 TableIdentity read_identity(const Ordered& json) {
@@ -85,7 +89,8 @@ TableIdentity read_identity(const Ordered& json) {
   identity.arch = json.at("arch");
   identity.driver = json.at("driver");
   identity.nvrtc = json.at("nvrtc");
-  identity.kernels_hash = json.at("kernels_hash");
+  json.at("variants").get_to(identity.kernels.variants);
+  identity.kernels.small_kernels = json.at("small_kernels");
   identity.shape.model = json.at("model");
   identity.shape.num_experts = json.at("num_experts");
   identity.shape.top_k = json.at("top_k");
@@ -153,10 +158,12 @@ Table read_fields(const Ordered& json) {
 }  // namespace
 
 Table parse_table(std::string_view text, const std::string& path) {
-  const Json document = parse_unique(text, path);
-  const Ordered ordered = parse_json(text, path);
+  Json document = parse_unique(text, path);
+  Ordered ordered = parse_json(text, path);
   refuse_foreign_table(document, path);
   refuse_other_version(document, path);
+  upgrade_table(document, path);
+  upgrade_table(ordered, path);
   check_schema(document, path);
   try {
     return read_fields(ordered);

@@ -11,21 +11,23 @@
 #include <vector>
 
 #include "core/gpu.hpp"
+#include "core/kernel_hashes.hpp"
 #include "core/objective.hpp"
 #include "core/problem.hpp"
 #include "core/trial.hpp"
 
 namespace moetune {
 
-inline constexpr int kTableSchemaVersion = 3;
+inline constexpr int kTableSchemaVersion = 4;
 
 // What a table is valid for. A reader compares it with what it runs on.
 struct TableIdentity {
-  std::string gpu;           // "NVIDIA H200"
-  std::string arch;          // "sm_90a"
-  std::string driver;        // informative: a difference is a note, not an error
-  std::string nvrtc;         // "13.0"
-  std::string kernels_hash;  // of the kernel sources that were tuned
+  std::string gpu;       // "NVIDIA H200"
+  std::string arch;      // "sm_90a"
+  std::string driver;    // informative: a difference is a note, not an error
+  std::string nvrtc;     // "13.0"
+  KernelHashes kernels;  // that were tuned: an entry is stale when a variant of its plan has
+                         // changed, the small kernels are a note
   LayerShape shape;
   Dtype dtype = Dtype::bf16;
 };
@@ -66,12 +68,15 @@ std::optional<double> cost(Objective objective, const TableEntry& entry);
 std::string table_file_name(const TableIdentity& identity);
 
 void to_json(nlohmann::ordered_json& json, const Table& table);
-// Throws Error(input) that names `path`, and the line for malformed JSON. Recognises a vLLM/SGLang
+// Throws Error(input) that names `path`, and the line for malformed JSON. Reads older versions as
+// table/older.hpp says. Recognises a vLLM/SGLang
 // table and says what it is and why its points are not this kernel's.
 Table read_table(const std::string& path);
 // Merges with a table of the same identity at the same path (this table's entries win), then writes
-// atomically (temporary file, fsync, rename). A table of another
-// identity at that path is first renamed to <name>.bak-<n>. Throws Error(io). Returns the path.
+// atomically (temporary file, fsync, rename). Of a table with older kernels the entries stay whose
+// variants have not changed; the token counts of the others are missing then. What is not kept, and
+// a table of another identity, is first copied to <name>.bak-<n>. Throws Error(io). Returns the
+// path.
 std::string write_table(const std::string& directory, const Table& table);
 
 enum class LookupStep { exact, nearest, fallback };

@@ -17,7 +17,8 @@ namespace moetune {
 
 class Evaluator;
 
-//   identity     GPU, architecture, compiler, kernel sources and shape are those expected here
+//   identity     GPU, architecture, compiler, shape and, for an entry, the sources of its plan's
+//                variants are those expected here
 //   coverage     every wanted token count has an entry, and the search was not interrupted
 //   legality     the kernels exist, run on the GPU, and the points break no rule of theirs
 //   provenance   the times are measurements, and agree with each other
@@ -56,7 +57,7 @@ struct TableReport {
 struct Expectation {
   std::optional<Gpu> gpu;  // nothing: any GPU will do, its limits come from the table's name of it
   std::string nvrtc;       // empty: not compared
-  std::string kernels_hash;                // of the kernels in this program
+  KernelHashes kernels;    // of this program
   std::vector<std::int64_t> token_counts;  // that must have entries
 };
 

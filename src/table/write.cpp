@@ -39,15 +39,27 @@ class DirectoryLock {
   int descriptor_;
 };
 
-// The table at `path` if it can take new entries; nothing when it is another's or no table.
-std::optional<Table> read_mergeable(const std::string& path, const Table& table) {
+// The table at `path` if new entries may stand in it; nothing when it is another's or no table.
+std::optional<Table> read_alike(const std::string& path, const Table& table) {
   try {
     Table old = read_table(path);
-    if (why_not_mergeable(old, table).empty()) return old;
+    if (why_not_alike(old, table).empty()) return old;
   } catch (const Error&) {
     // Whatever it is, it is kept under another name.
   }
   return std::nullopt;
+}
+
+// Takes out the entries whose kernels are not those of `table`: their token counts are missing
+// then. Whether there were any.
+bool drop_stale(Table& old, const Table& table) {
+  const auto is_stale = [&](const auto& item) {
+    const std::set<std::string> used = variants_of(item.second.plan);
+    return !changed_variants(used, old.identity.kernels, table.identity.kernels).empty();
+  };
+  for (const auto& item : old.entries)
+    if (is_stale(item)) old.missing.insert(item.first);
+  return std::erase_if(old.entries, is_stale) > 0;
 }
 
 Table merge(const Table& table, const Table& old) {
@@ -87,13 +99,14 @@ std::string write_table(const std::string& directory, const Table& table) {
   const DirectoryLock lock(directory);
 
   const bool exists = fs::exists(path, error);
-  const std::optional<Table> old = exists ? read_mergeable(path, table) : std::nullopt;
+  std::optional<Table> old = exists ? read_alike(path, table) : std::nullopt;
+  const bool loses = exists && (!old || drop_stale(*old, table));
   const nlohmann::ordered_json json = old ? merge(table, *old) : table;
   const std::string text =
       json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
   parse_table(text, path);  // nothing is written that would not be read
 
-  const std::string backup = exists && !old ? back_up(path) : "";
+  const std::string backup = loses ? back_up(path) : "";
   try {
     write_file_atomically(path, text);
   } catch (const Error&) {

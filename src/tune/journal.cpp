@@ -15,6 +15,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "table/older.hpp"
 #include "tune/gzip.hpp"
 
 namespace moetune {
@@ -107,6 +108,7 @@ JournalContents read_journal(const std::string& path) {
     if (number == 1) {
       contents.header = Json::parse(line, nullptr, false);
       check_header(contents.header, path);
+      upgrade_journal_identity(contents.header["identity"]);
     } else if (std::string why; !read_record(line, contents, why)) {
       contents.warnings.push_back(fmt::format("{}:{}: line skipped: {}", path, number, why));
     }

@@ -38,7 +38,8 @@ struct JournalContents {
 };
 
 // Throws Error(input) when the file cannot be read or its first line is not a journal's header of
-// this version. PATH.gz is read as gzip. Bad lines are skipped and named in `warnings`.
+// this version. A header from before table version 4 is brought to its present form, see
+// table/older.hpp. PATH.gz is read as gzip. Bad lines are skipped and named in `warnings`.
 JournalContents read_journal(const std::string& path);
 
 class Journal {

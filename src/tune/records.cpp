@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/kernel_hashes.hpp"
+#include "jit/compiler.hpp"
 #include "tune/journal.hpp"
 
 namespace moetune {
@@ -30,6 +32,15 @@ bool fits(const Json& identity, const Gpu& gpu, const Problem& problem) {
   });
 }
 
+// What a journal does not tell as it should is not known.
+KernelHashes hashes_in(const Json& identity) {
+  KernelHashes hashes;
+  const Json variants = identity.value("variant_hashes", Json::object());
+  for (const auto& [name, hash] : variants.items())
+    if (hash.is_string()) hashes.variants[name] = hash.get<std::string>();
+  return hashes;
+}
+
 }  // namespace
 
 Records::Records(const std::string& dir, const Gpu& gpu, const Problem& problem) {
@@ -48,9 +59,12 @@ void Records::read(const std::string& path, const Gpu& gpu, const Problem& probl
     JournalContents journal = read_journal(path);
     if (!journal.header.is_object() || !fits(journal.header.at("identity"), gpu, problem)) return;
     for (const std::string& warning : journal.warnings) spdlog::warn("{}", warning);
+    const KernelHashes here = kernel_hashes();
+    const KernelHashes theirs = hashes_in(journal.header.at("identity"));
     for (const auto& [trial, round, elapsed_s] : journal.trials) {
       if (trial.status != TrialStatus::ok || trial.source != Source::measured) continue;
-      const Record record{{!trial.screened_out, round}, trial};
+      const bool is_current = changed_variants(variants_of(trial.plan), theirs, here).empty();
+      const Record record{{is_current, !trial.screened_out, round}, trial};
       Record& known = records_[{trial.stage, trial.num_tokens}][trial.plan.key()];
       if (record.care >= known.care) known = record;
     }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "core/gpu.hpp"
@@ -13,17 +14,18 @@
 namespace moetune {
 
 struct Record {
-  // Of several records of a plan the greatest counts: a look that was stopped early gives way to a
-  // whole one, an early round to a later one.
-  std::pair<bool, int> care;
+  // Of several records of a plan the greatest counts: one of other sources of its variants than
+  // here gives way to one of the same, a look that was stopped early to a whole one, an early round
+  // to a later one.
+  std::tuple<bool, bool, int> care;
   Trial trial;
 };
 
 class Records {
  public:
   // Reads every journal (*.jsonl) below DIR/<file_name(gpu)> whose GPU, layer shape, dtype and
-  // routing are these; its kernels may be older ones. Logs and skips what is not a journal, and bad
-  // lines. No such directory: no records.
+  // routing are these; its kernels may be older ones, but count last. Logs and skips what is not a
+  // journal, and bad lines. No such directory: no records.
   Records(const std::string& dir, const Gpu& gpu, const Problem& problem);
 
   // The measurements of one stage at one token count, by Plan::key().

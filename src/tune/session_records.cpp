@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <map>
+#include <set>
 #include <string>
+#include <string_view>
 
 #include "report/progress.hpp"
 
@@ -36,6 +38,17 @@ ClockCheck clock_check(const SearchResult& result) {
   return check;
 }
 
+// Of the variants that a search looks at and of the reference point's: no other decides its times.
+std::map<std::string, std::string> searched_hashes(const KernelHashes& kernels,
+                                                   const SearchSettings& settings) {
+  std::set<std::string_view> names{kReferenceVariant};
+  for (const Variant* variant : settings.variants) names.insert(variant->name());
+  std::map<std::string, std::string> hashes;
+  for (const auto& [name, hash] : kernels.variants)
+    if (names.contains(name)) hashes.emplace(name, hash);
+  return hashes;
+}
+
 }  // namespace
 
 Json journal_identity(const TableIdentity& identity, const Problem& problem,
@@ -47,7 +60,6 @@ Json journal_identity(const TableIdentity& identity, const Problem& problem,
             {"arch", identity.arch},
             {"driver", identity.driver},
             {"nvrtc", identity.nvrtc},
-            {"kernels_hash", identity.kernels_hash},
             {"model", shape.model},
             {"num_experts", shape.num_experts},
             {"top_k", shape.top_k},
@@ -59,7 +71,9 @@ Json journal_identity(const TableIdentity& identity, const Problem& problem,
             {"strategy", settings.strategy},
             {"num_random", settings.num_random},
             {"fp8", to_string(settings.fp8)},
-            {"variants", variants}};
+            {"variants", variants},
+            {"variant_hashes", searched_hashes(identity.kernels, settings)},
+            {"small_kernels", identity.kernels.small_kernels}};
   if (settings.objective != Objective::time) json["objective"] = to_string(settings.objective);
   if (settings.deterministic) json["deterministic"] = true;
   if (settings.start) json["start"] = *settings.start;

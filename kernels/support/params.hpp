@@ -23,7 +23,7 @@ struct SortParams {
   int* tiles_done;      // as GemmParams::tiles_done, of GEMM2's tiles; or null
   int block_m[2];       // tile heights; 0: not wanted
   int group_m[2];       // row tiles of an expert that are walked together, at most
-  int* tickets;         // [kNumTickets] set to 0 for the GEMMs
+  int* tickets;         // [kNumTickets] set to 0 for the GEMMs; or null
   int num_slots;
   int slots_a_block;  // where several blocks sort
   // Blocks of a launch, in this order.

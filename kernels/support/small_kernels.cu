@@ -287,7 +287,8 @@ __device__ __forceinline__ void work_beside_sorting(const SortParams& p,
 }
 
 __device__ __forceinline__ void clear_tickets(const SortParams& p) {
-  if (blockIdx.x == 0 && threadIdx.x < kNumTickets) p.tickets[threadIdx.x] = 0;
+  if (p.tickets == nullptr || blockIdx.x > 0) return;
+  if (threadIdx.x < kNumTickets) p.tickets[threadIdx.x] = 0;
 }
 
 // `position` -1: the slot is another GPU's.

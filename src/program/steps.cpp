@@ -213,7 +213,7 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
     if (!places) return p;
     p.bind(&SortParams::sorted_slots, sorted_slots(b), Access::write);
     p.bind(&SortParams::positions, positions(b), Access::write);
-    p.bind(&SortParams::tickets, tickets(b), Access::write);
+    if (step.clears_tickets) p.bind(&SortParams::tickets, tickets(b), Access::write);
     if (b.layout().bf16_topk_weights) {
       bind_weights(b, p, p.value.weights);
       p.bind(&SortParams::fp32_weights, fp32_weights(b), Access::write);
@@ -301,7 +301,6 @@ Params<GemmParams> gemm_params(ProgramBuilder& b, Stage stage, const GemmLaunch&
     }
     p.bind(&GemmParams::topk_weights, fp32_weights(b), Access::read);
   }
-  p.bind(&GemmParams::tickets, tickets(b), Access::read_write, first ? 0 : 4 * kNumTickets / 2);
   p.bind(&GemmParams::sorted_slots, sorted_slots(b), Access::read);
   p.bind(&GemmParams::tiles, tiles_tensor(b, tiles_of, launch.block_m), Access::read);
   p.bind(&GemmParams::num_tiles, num_tiles(b), Access::read, tiles_of == Stage::gemm1 ? 0 : 4);
@@ -360,7 +359,8 @@ void append_gemm(ProgramBuilder& b, Stage stage, const GemmStep& step) {
                   .threads = static_cast<unsigned>(c.num_threads),
                   .smem_bytes = static_cast<unsigned>(c.smem_bytes),
                   .cluster = static_cast<unsigned>(c.cluster)};
-  const Params<GemmParams> p = gemm_params(b, stage, c, stage);
+  Params<GemmParams> p = gemm_params(b, stage, c, stage);
+  p.bind(&GemmParams::tickets, tickets(b), Access::read_write, first ? 0 : 4 * kNumTickets / 2);
   Op& op = b.add(step.source, step.source.expressions.front(), grid, std::move(work), p);
   if (!c.uses_tma()) return;
   ProgramBuilder::add_map(op, weight_map(b, stage, c));

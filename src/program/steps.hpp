@@ -33,6 +33,7 @@ struct SortStep {
   const GemmLaunch* makes_x_for = nullptr;
   bool clears_out = false;
   bool clears_tiles_done = false;
+  bool clears_tickets = true;
 };
 void append_sort(ProgramBuilder& builder, const SortStep& step);
 
@@ -40,7 +41,7 @@ void append_sort(ProgramBuilder& builder, const SortStep& step);
 // gather rows of x as they are.
 void append_x_rows(ProgramBuilder& builder, const GemmLaunch& gemm1);
 
-// What a GEMM's kernel takes, all bound: GEMM1's result is "gate_up" or the activation in GEMM2's
+// What a GEMM's kernel takes, all bound but the tickets: GEMM1's result is "gate_up" or the activation in GEMM2's
 // format, GEMM2's "y" or the output. It walks the row tiles that were listed for `tiles_of`.
 Params<GemmParams> gemm_params(ProgramBuilder& builder, Stage stage, const GemmLaunch& launch,
                                Stage tiles_of);

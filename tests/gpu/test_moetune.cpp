@@ -23,7 +23,7 @@ using namespace moetune;
 namespace {
 
 constexpr std::int64_t kExperts = 8, kTopK = 3, kHidden = 256, kInter = 256;
-constexpr std::int64_t kMaxTokens = 900;  // more than one sorting block's slots
+constexpr std::int64_t kMaxTokens = 700;  // more than one sorting block's slots
 constexpr std::uint16_t kNan = 0xffff;
 
 double from_bf16(std::uint16_t bits) {

@@ -16,8 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, FP8Experts
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+from transformers.integrations.finegrained_fp8 import (
+    ALL_FP8_EXPERTS_FUNCTIONS,
+    FP8Experts,
+    fp8_grouped_mm_experts_forward,
+)
+from transformers.integrations.moe import (
+    ALL_EXPERTS_FUNCTIONS,
+    _default_apply_gate,
+    batched_mm_experts_forward,
+    grouped_mm_experts_forward,
+)
 
 from moe_tune import _experts
 from moe_tune._library import Dtype, Layer, LayerKey, UnsupportedError
@@ -224,6 +233,12 @@ def _why_not(
     return ""
 
 
+def _grouped_mm_can(module: nn.Module) -> bool:
+    """Whether torch's grouped_mm takes these weights: it refuses rows of odd lengths."""
+    up = module.gate_up_proj if module.has_gate else module.up_proj
+    return all(w.stride(-2) * w.element_size() % 16 == 0 for w in (up, module.down_proj))
+
+
 # --- The implementations ------------------------------------------------------------------------
 
 
@@ -251,8 +266,12 @@ def experts_forward(
     """
     reason = _why_not(self, hidden_states, top_k_index, top_k_weights, _BF16)
     if reason:
-        _say(reason, "grouped_mm")
-        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden_states, top_k_index, top_k_weights)
+        # The functions themselves: under their names there may be others by now, even this one.
+        if _grouped_mm_can(self):
+            _say(reason, "grouped_mm")
+            return grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+        _say(reason, "batched_mm")
+        return batched_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
     return _experts.call_operator(
         hidden_states,
         self.gate_up_proj,
@@ -272,9 +291,7 @@ def fp8_experts_forward(
     reason = _why_not(self, hidden_states, top_k_index, top_k_weights, _FP8)
     if reason:
         _say(reason, "fp8 grouped_mm")
-        return ALL_FP8_EXPERTS_FUNCTIONS["grouped_mm"](
-            self, hidden_states, top_k_index, top_k_weights
-        )
+        return fp8_grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
     return _experts.call_operator(
         hidden_states,
         self.gate_up_proj,

@@ -54,6 +54,7 @@ def run_on_cpu() -> ctypes.CDLL:
 
     if _registered is None:
         _experts._stream_of = lambda device: 0
+        _experts._is_capturing = lambda: False
         _experts.device_types.add("cpu")
         _registered = torch.library.Library("moe_tune", "IMPL")
         _registered.impl("fused_experts", lambda *a: _experts._call(*a, None), "CPU")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import pathlib
 import signal
@@ -56,7 +57,12 @@ def chosen(options: argparse.Namespace, gpu_checks: Any) -> list[Any]:
     groups = set(options.group.split(",")) if options.group else None
     result = []
     turn = 0
-    for check in gpu_checks.checks(long=options.long):
+    every = list(gpu_checks.checks(long=options.long))
+    if importlib.util.find_spec("transformers") and (groups is None or "transformers" in groups):
+        import transformers_checks
+
+        every += transformers_checks.checks()
+    for check in every:
         if groups is not None and check.group not in groups:
             continue
         if options.match and options.match not in f"{check.group}/{check.name}":

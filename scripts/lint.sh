@@ -11,8 +11,8 @@ done
 
 git ls-files -z '*.cpp' '*.hpp' '*.cu' '*.cuh' | xargs -0 clang-format-14 --dry-run -Werror
 echo "format: good" >&2
-scripts/readme_results.py --check
-echo "README's results: good" >&2
+scripts/docs_results.py --check
+echo "docs/results.md: good" >&2
 # The build's flags are GCC's, hence the extra argument; clang counts what it found in system headers.
 git ls-files -z 'src/*.cpp' 'search/*.cpp' 'kernels/*.cpp' |
   xargs -0 -n 1 -P "$(nproc)" clang-tidy-14 --quiet -p build/release \

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Installs what is missing, configures and builds, as root or with sudo, on Debian 12, Ubuntu 24.04 or
-# later. Running it again costs little. Usage: scripts/setup.sh [PRESET...]   (default: release)
+# later. Running it again costs little.
+#   scripts/setup.sh [--program] [PRESET...]   (default: release; --program: moe-tune alone, no tests)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+tests=ON
+if [ "${1:-}" = --program ]; then tests=OFF; shift; fi
 [ $# -gt 0 ] || set -- release
 
 mkdir -p build
@@ -59,14 +62,16 @@ fetch_toolkit() {
   is_toolkit "$root" || die "the wheels in $wheels hold no usable CUDA toolkit; install CUDA 12.8 or later and set CUDAToolkit_ROOT"
 }
 
-command -v apt-get >/dev/null || die "this script needs Debian or Ubuntu; README.md lists what to install elsewhere"
+command -v apt-get >/dev/null || die "this script needs Debian or Ubuntu; docs/dependencies.md lists what to install elsewhere"
 . /etc/os-release
 case "$ID-${VERSION_ID:-testing}" in
   debian-1[01] | ubuntu-2[0-3].*)
     die "$PRETTY_NAME is too old (its g++, cmake and libraries are); use Debian 12 or Ubuntu 24.04 or later" ;;
 esac
-install_packages g++ cmake ninja-build libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev \
-  libvalijson-dev doctest-dev libjs-chart.js zlib1g-dev
+packages=(g++ cmake ninja-build libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev
+  libvalijson-dev libjs-chart.js zlib1g-dev)
+[ "$tests" = OFF ] || packages+=(doctest-dev)
+install_packages "${packages[@]}"
 
 toolkit=
 for candidate in "${CUDAToolkit_ROOT:-}" "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda "$wheels/nvidia/cu13"; do
@@ -80,6 +85,9 @@ fi
 for preset in "$@"; do
   say "building build/$preset with the CUDA toolkit in $toolkit"
   # The second variable keeps newer CMakes from preferring another nvcc on the path.
-  quiet cmake --preset "$preset" -DCUDAToolkit_ROOT="$toolkit" -DCUDAToolkit_BIN_DIR="$toolkit/bin"
-  quiet cmake --build --preset "$preset"
+  quiet cmake --preset "$preset" -DCUDAToolkit_ROOT="$toolkit" -DCUDAToolkit_BIN_DIR="$toolkit/bin" \
+    -DMOETUNE_BUILD_TESTS="$tests"
+  target=all
+  [ "$tests" = ON ] || target=moe-tune
+  quiet cmake --build --preset "$preset" --target "$target"
 done

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 
-scripts/setup.sh release
+scripts/setup.sh --program release
 mkdir -p tuned
 for job in "$@"; do
   IFS=: read -r model dtype tp <<<"$job"

@@ -136,6 +136,20 @@ TEST_CASE("plan choice: without a table the time model's plans are legal, for ev
   }
 }
 
+TEST_CASE("plan choice: few experts with many rows have plans too") {
+  for (const char* name : {"a100", "h200"}) {
+    Problem problem;
+    problem.shape = {"custom", 4, 4, 512, 256};
+    const Gpu gpu = known_gpu(name);
+    const PlanChooser chooser(gpu, problem, {}, {});
+    for (const std::int64_t num_tokens : {2048, 32768}) {
+      CAPTURE(name);
+      CAPTURE(num_tokens);
+      CHECK(choose(chooser, num_tokens).size() >= 2);
+    }
+  }
+}
+
 TEST_CASE("plan choice: weights with gaps between rows are left to kernels that can read them") {
   const Problem problem = problem_of();
   const CallLayout layout{.w13_pitch = 320, .w2_pitch = 576};

@@ -1,4 +1,4 @@
-"""The Python scripts, with records and a README of their own. Run by ctest, or by hand."""
+"""The Python scripts, with records and a page of their own. Run by ctest, or by hand."""
 import json
 import pathlib
 import subprocess
@@ -11,7 +11,7 @@ HEAD = {"gpu": "NVIDIA TEST", "driver": "580.1", "commit": "abc1234", "command":
         "date": "2026-01-31T09:30:00Z"}
 ROW = {"model": "mixtral-8x7b", "dtype": "bf16", "num_tokens": 8, "source": "measured",
        "routing": "uniform", "lookup": "exact", "commit": "abc1234", "date": HEAD["date"]}
-README = ("before\n<!-- results: made by scripts/readme_results.py -->\nold\n"
+PAGE = ("before\n<!-- results: made by scripts/docs_results.py -->\nold\n"
           "<!-- end of results -->\nafter\n")
 
 
@@ -23,12 +23,13 @@ def percentiles(mean):
     return {"p50": interval(mean), "p95": interval(2 * mean), "p99": interval(3 * mean)}
 
 
-class ReadmeResults(unittest.TestCase):
+class DocsResults(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.TemporaryDirectory()
         root = pathlib.Path(self.directory.name)
-        self.readme = root / "README.md"
-        self.readme.write_text(README)
+        self.page = root / "docs" / "results.md"
+        self.page.parent.mkdir()
+        self.page.write_text(PAGE)
         self.gpu = root / "results" / "NVIDIA_TEST"
         self.gpu.mkdir(parents=True)
         self.results = root / "results"
@@ -38,7 +39,7 @@ class ReadmeResults(unittest.TestCase):
 
     def run_script(self, *arguments):
         return subprocess.run(
-            [sys.executable, SCRIPTS / "readme_results.py", "--readme", self.readme, "--results",
+            [sys.executable, SCRIPTS / "docs_results.py", "--page", self.page, "--results",
              self.results, *arguments], capture_output=True, text=True, check=False)
 
     def record(self, name, *rows):
@@ -46,7 +47,7 @@ class ReadmeResults(unittest.TestCase):
 
     def section(self):
         self.assertEqual(self.run_script().returncode, 0)
-        text = self.readme.read_text()
+        text = self.page.read_text()
         self.assertTrue(text.startswith("before\n"))
         self.assertTrue(text.endswith("<!-- end of results -->\nafter\n"))
         return text
@@ -55,7 +56,7 @@ class ReadmeResults(unittest.TestCase):
         self.record("layers.json", {**ROW, "layer_us": 1234.56},
                     {**ROW, "num_tokens": 64, "layer_us": 99, "source": "predicted"})
         text = self.section()
-        self.assertIn("### NVIDIA TEST", text)
+        self.assertIn("## NVIDIA TEST", text)
         self.assertIn("| mixtral-8x7b | bf16 | 1,234.6 |", text)
         self.assertIn("commit abc1234, 2026-01-31", text)
         self.assertIn("    moe-tune bench\n", text)
@@ -71,7 +72,7 @@ class ReadmeResults(unittest.TestCase):
         self.assertIn("| mixtral-8x7b | 8 | 700.0 | 350.0 |", text)
         self.assertIn("| - | 116.7 | 100.0 | 7.00x | - |", text)
         self.assertIn("    bench --journey\n", text)
-        self.assertIn("![journey](results/NVIDIA_TEST/journey.svg)", text)
+        self.assertIn("![journey](../results/NVIDIA_TEST/journey.svg)", text)
 
     def test_techniques_and_serving(self):
         self.record("techniques.json", {
@@ -107,11 +108,11 @@ class ReadmeResults(unittest.TestCase):
 
     def test_check_finds_drift_and_changes_nothing(self):
         self.record("layers.json", {**ROW, "layer_us": 10})
-        before = self.readme.read_text()
+        before = self.page.read_text()
         check = self.run_script("--check")
         self.assertEqual(check.returncode, 1)
-        self.assertIn("run scripts/readme_results.py", check.stderr)
-        self.assertEqual(self.readme.read_text(), before)
+        self.assertIn("run scripts/docs_results.py", check.stderr)
+        self.assertEqual(self.page.read_text(), before)
         self.section()
         self.assertEqual(self.run_script("--check").returncode, 0)
         self.record("layers.json", {**ROW, "layer_us": 11})
@@ -124,7 +125,7 @@ class ReadmeResults(unittest.TestCase):
         broken = self.run_script()
         self.assertEqual(broken.returncode, 2)
         self.assertIn("layers.json", broken.stderr)
-        self.readme.write_text("no markers")
+        self.page.write_text("no markers")
         self.assertIn("it needs the lines", self.run_script().stderr)
 
 

@@ -295,7 +295,7 @@ def _call(
     out: Tensor | None,
 ) -> Tensor:
     """One call on real tensors; everything it does is on the current stream."""
-    looks = (
+    looks: tuple[Any, ...] = (
         w1.get_device(),
         w1.dtype,
         w1.shape,
@@ -326,8 +326,8 @@ def _call(
         or weight_type is None
         or hidden_states.dtype != torch.bfloat16
         or hidden_states.shape != shape
-        or topk_ids.shape != topk_weights.shape
-        or topk_ids.shape[0] != num_tokens
+        or topk_ids.shape != (num_tokens, key.top_k)
+        or topk_weights.shape != topk_ids.shape
         or hidden_states.get_device() != device
         or topk_ids.get_device() != device
         or topk_weights.get_device() != device
@@ -498,9 +498,9 @@ def call_operator(*arguments: Any) -> Tensor:
     The dispatcher then need not come by Python for the same question.
     """
     if torch.compiler.is_compiling():
-        return _fused_experts_op(*arguments)
+        return _fused_experts_op(*arguments)  # type: ignore[no-any-return]
     with torch._C._AutoDispatchBelowAutograd():
-        return _fused_experts_op(*arguments)
+        return _fused_experts_op(*arguments)  # type: ignore[no-any-return]
 
 # --- The public functions -----------------------------------------------------------------------
 
@@ -725,7 +725,7 @@ def fused_experts(
         if inplace:
             return hidden_states.copy_(_fused_experts_op(*arguments))
         if out is None:
-            return _fused_experts_op(*arguments)
+            return call_operator(*arguments)
         _fused_experts_out_op(*arguments, out)
         return out
     _refuse_gradients(*arguments[:4])

@@ -229,7 +229,8 @@ def load_library() -> ctypes.CDLL:
 
 def library_version() -> str:
     """The version that libmoetune.so states."""
-    return load_library().moetune_version().decode()
+    version: bytes = load_library().moetune_version()
+    return version.decode()
 
 
 def error_of(status: int) -> Exception:

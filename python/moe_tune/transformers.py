@@ -61,7 +61,7 @@ _BF16 = _Kind(Dtype.BF16, torch.bfloat16, _default_apply_gate)
 _FP8 = _Kind(Dtype.FP8_BLOCK, torch.float8_e4m3fn, _FP8_APPLY_GATE)
 
 
-def _why_not_module(module: nn.Module, kind: _Kind) -> str:
+def _why_not_module(module: Any, kind: _Kind) -> str:
     """Why the kernels do not do what this module does, whatever it is called on; '' if they do."""
     # Attributes of the decorator's; a module that lacks one is of another version of transformers.
     if not getattr(module, "has_gate", False):
@@ -179,7 +179,7 @@ def _say(reason: str, instead: str) -> bool:
 
 
 def _why_not_decided(
-    module: nn.Module, gate_up: Tensor, down: Tensor, kind: _Kind, top_k: int
+    module: Any, gate_up: Tensor, down: Tensor, kind: _Kind, top_k: int
 ) -> str:
     reason = _why_not_module(module, kind)
     if not reason:
@@ -194,7 +194,7 @@ def _why_not_decided(
 
 
 def _why_not(
-    module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, kind: _Kind
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, kind: _Kind
 ) -> str:
     """Why the kernels do not take this call; '' if they do."""
     if not getattr(module, "has_gate", False):
@@ -233,7 +233,7 @@ def _why_not(
     return ""
 
 
-def _grouped_mm_can(module: nn.Module) -> bool:
+def _grouped_mm_can(module: Any) -> bool:
     """Whether torch's grouped_mm takes these weights: it refuses rows of odd lengths."""
     up = module.gate_up_proj if module.has_gate else module.up_proj
     return all(w.stride(-2) * w.element_size() % 16 == 0 for w in (up, module.down_proj))
@@ -243,7 +243,7 @@ def _grouped_mm_can(module: nn.Module) -> bool:
 
 
 def experts_forward(
-    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """The experts of one layer, as transformers' interface calls them.
 
@@ -285,7 +285,7 @@ def experts_forward(
 
 
 def fp8_experts_forward(
-    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """The same for `FP8Experts`: e4m3 weights with a scale for each 128 x 128 block."""
     reason = _why_not(self, hidden_states, top_k_index, top_k_weights, _FP8)
@@ -307,8 +307,8 @@ def fp8_experts_forward(
 # --- prepare ------------------------------------------------------------------------------------
 
 
-def _top_k_of(module: nn.Module) -> int | None:
-    config = getattr(module, "config", None)
+def _top_k_of(module: Any) -> int | None:
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     for name in _TOP_K_NAMES:
@@ -334,7 +334,8 @@ def layers_of(model: nn.Module, *, top_k: int | None = None) -> list[Layer]:
     """
     found: dict[LayerKey, Layer] = {}
     for module in model.modules():
-        gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+        gate_up: Any = getattr(module, "gate_up_proj", None)
+        down: Any = getattr(module, "down_proj", None)
         if not isinstance(gate_up, Tensor) or not isinstance(down, Tensor):
             continue
         if not hasattr(module, "has_gate"):

@@ -52,17 +52,19 @@ std::string step_defect(const Gpu& gpu, const Problem& problem, const CallLayout
   return "";
 }
 
-// The best points of a GEMM by the time model, at problem.num_tokens.
+// The best points of a GEMM by the time model, at problem.num_tokens. `every`: also those that a search
+// would spare itself.
 std::vector<Step> best_steps(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
-                             Stage stage) {
+                             Stage stage, bool every) {
   std::vector<std::pair<double, Step>> best;
   for (const auto& variant : variants()) {
     if (!variant->supports(gpu, problem.dtype)) continue;
-    const SearchSpace space =
-        variant->space(gpu, problem, stage, default_fp8_mode(problem.dtype));
+    SearchSpace space = variant->space(gpu, problem, stage, default_fp8_mode(problem.dtype));
+    if (every)
+      std::erase_if(space.constraints, [](const Constraint& rule) { return rule.spares_search; });
     for (std::uint64_t i = 0; i < space.size(); ++i) {
       const Point point = space.at(i);
-      if (space.reject(point)) continue;
+      if (variant->fuses_gemms(point) || space.reject(point)) continue;
       const double us = variant->predict_us(gpu, problem, stage, point);
       if (best.size() == kModelPoints && !(us < best.back().first)) continue;
       const Step step{std::string(to_string(stage)), std::string(variant->name()), point};
@@ -76,6 +78,12 @@ std::vector<Step> best_steps(const Gpu& gpu, const Problem& problem, const CallL
   std::vector<Step> steps;
   for (auto& [us, step] : best) steps.push_back(std::move(step));
   return steps;
+}
+
+std::vector<Step> best_steps(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
+                             Stage stage) {
+  std::vector<Step> steps = best_steps(gpu, problem, layout, stage, false);
+  return steps.empty() ? best_steps(gpu, problem, layout, stage, true) : steps;
 }
 
 }  // namespace

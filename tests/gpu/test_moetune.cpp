@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <random>
@@ -12,8 +14,10 @@
 
 #include "core/error.hpp"
 #include "cuda/device.hpp"
+#include "cuda/launch.hpp"
 #include "jit/compiler.hpp"
 #include "kernels/variant.hpp"
+#include "program/build.hpp"
 #include "runtime/moetune.h"
 #include "table/table.hpp"
 #include "tests/temporary_folder.hpp"
@@ -437,4 +441,52 @@ TEST_CASE("moetune: what cannot run says why, and writes nothing") {
   nothing.num_tokens = 0;
   CHECK(moetune_run(handle.get(), &nothing, nullptr) == MOETUNE_OK);
   CHECK(one.error() == INFINITY);  // the poison is still there
+}
+
+// No bound: timings on shared machines are no tests. Run by hand, it prints what a call costs.
+TEST_CASE("moetune: what a call costs on the CPU" * doctest::skip()) {
+  constexpr std::int64_t kTokens = 5;
+  constexpr int kCalls = 2000;
+  const Gpu gpu = list_gpus().at(0);
+  Problem problem;
+  problem.shape = {"custom", kExperts, kTopK, kHidden, kInter};
+  problem.num_tokens = kTokens;
+  const Case one(kLayouts[0], kTokens);
+  const Stream stream;
+  const auto us_a_call = [&](auto&& call) {
+    double best = 1e9;
+    for (int round = 0; round < 10; ++round) {
+      stream.synchronize();
+      const auto begin = std::chrono::steady_clock::now();
+      for (int i = 0; i < kCalls / 10; ++i) call();
+      const std::chrono::duration<double, std::micro> took =
+          std::chrono::steady_clock::now() - begin;
+      best = std::min(best, took.count() / (kCalls / 10));
+    }
+    return best;
+  };
+  Compiler compiler(arch_name(gpu), "", 0);
+  const Module module(*compiler.get(
+      {"reference/reference.cu", {"moetune_reference::fill_normal_bf16"}, {}}));
+  const cudaKernel_t nothing = module.kernel("moetune_reference::fill_normal_bf16");
+  for (const Plan& plan : plans_of(gpu, problem, false)) {
+    const TemporaryFolder folder;
+    const Handle handle(one.desc(), table_of(folder, gpu, plan, kTokens));
+    REQUIRE(moetune_prepare(handle.get(), nullptr, 0) == MOETUNE_OK);
+    const Buffer workspace = handle.workspace(kTokens);
+    const moetune_args args = one.args(workspace);
+    const double run_us = us_a_call([&] {
+      if (moetune_run(handle.get(), &args, stream.get()) != MOETUNE_OK) std::abort();
+    });
+    const std::size_t num_launches = build(gpu, problem, plan, Stage::layer).ops.size();
+    const double launches_us = us_a_call([&] {
+      for (std::size_t i = 0; i < num_launches; ++i) {
+        launch(stream, nothing, LaunchShape{dim3(1), 32, 0, gpu.cc() >= 90},
+               static_cast<void*>(nullptr), 0LL, 1.0F, 0ULL);
+      }
+    });
+    MESSAGE(plan.steps[1].variant << " " << plan.steps[1].point.key() << ": " << run_us << " us, "
+                                  << num_launches << " empty launches " << launches_us
+                                  << " us, beside them " << run_us - launches_us << " us");
+  }
 }

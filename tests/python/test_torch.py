@@ -262,6 +262,13 @@ class Errors(Case):
             with self.subTest(name=name, words=words), self.assertRaisesRegex(ValueError, words):
                 fused_experts(**given)
 
+    def test_one_dimensional_ids(self):
+        a = make(tokens=K)
+        fused_experts(**a)  # the layer is known: only the quick checks are left
+        a["topk_ids"], a["topk_weights"] = a["topk_ids"][0], a["topk_weights"][0]
+        with self.assertRaisesRegex(ValueError, "topk_ids has shape"):
+            fused_experts(**a)
+
     def test_strides_of_weights(self):
         a = make()
         twice = torch.randn(2 * E, 2 * I, H).bfloat16()

@@ -1,26 +1,27 @@
 #!/usr/bin/env python3
-"""Writes the README's results section from the records in results/, so that it cannot drift.
+"""Writes docs/results.md from the records in results/, so that it cannot drift.
 
-    scripts/readme_results.py            rewrite the section
-    scripts/readme_results.py --check    exit with 1 where it is not what the records say
+    scripts/docs_results.py            rewrite its generated section
+    scripts/docs_results.py --check    exit with 1 where it is not what the records say
 
-The section lies between two marker lines. It shows what results/<GPU>/*.json hold, of the kinds that
+That section lies between two marker lines. It shows what results/<GPU>/*.json hold, of the kinds that
 `moe-tune bench --out` writes: layer times, their kernels, journeys, techniques, serving. Only measured
 rows.
 """
 import argparse
 import difflib
 import json
+import os
 import pathlib
 import sys
 
-BEGIN = "<!-- results: made by scripts/readme_results.py -->"
+BEGIN = "<!-- results: made by scripts/docs_results.py -->"
 END = "<!-- end of results -->"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class RecordError(Exception):
-    """A record or README that cannot be used; the message names file and remedy."""
+    """A record or page that cannot be used; the message names file and remedy."""
 
 
 def number(value, digits=1):
@@ -153,8 +154,8 @@ def kind_of(row):
     return row.get("kind") or ("layers" if "layer_us" in row else None)
 
 
-def results(folder):
-    """The section's lines, GPU by GPU."""
+def results(folder, page):
+    """The section's lines, GPU by GPU; figures by their path from the page."""
     lines = []
     for gpu in sorted(path for path in folder.iterdir() if path.is_dir()):
         found = []
@@ -176,42 +177,42 @@ def results(folder):
             except (KeyError, TypeError, IndexError) as error:
                 raise RecordError(f"{path}: a row lacks {error}; mend it or record it anew") from error
         if found:
-            lines += [f"### {found[0][2]['gpu']}", ""]
+            lines += [f"## {found[0][2]['gpu']}", ""]
         for _, path, _, section in sorted(found, key=lambda item: item[:2]):
             figure = path.with_suffix(".svg")
             lines += section + [""]
             if figure.exists():
-                relative = figure.relative_to(folder.parent).as_posix()
+                relative = pathlib.PurePath(os.path.relpath(figure, page.parent)).as_posix()
                 lines += [f"![{figure.stem}]({relative})", ""]
     return lines or ["No record is in `results/` yet.", ""]
 
 
-def rewritten(readme, folder):
-    text = readme.read_text(encoding="utf-8")
+def rewritten(page, folder):
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RecordError(f"{readme}: it needs the lines '{BEGIN}' and '{END}', once and in order")
+        raise RecordError(f"{page}: it needs the lines '{BEGIN}' and '{END}', once and in order")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    return text, head + "\n".join([BEGIN, ""] + results(folder) + [END]) + tail
+    return text, head + "\n".join([BEGIN, ""] + results(folder, page) + [END]) + tail
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare; 1 where they differ")
-    parser.add_argument("--readme", type=pathlib.Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "results.md")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results")
     options = parser.parse_args()
     try:
-        old, new = rewritten(options.readme, options.results)
+        old, new = rewritten(options.page, options.results)
         if old == new:
             return 0
         if options.check:
             sys.stderr.writelines(difflib.unified_diff(
-                old.splitlines(True), new.splitlines(True), "README.md", "what the records say"))
-            print(f"error: {options.readme}: the results section is not what the records say; run "
-                  "scripts/readme_results.py", file=sys.stderr)
+                old.splitlines(True), new.splitlines(True), options.page.name, "what the records say"))
+            print(f"error: {options.page}: the results section is not what the records say; run "
+                  "scripts/docs_results.py", file=sys.stderr)
             return 1
-        options.readme.write_text(new, encoding="utf-8")
+        options.page.write_text(new, encoding="utf-8")
         return 0
     except (OSError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)

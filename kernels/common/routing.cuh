@@ -6,12 +6,18 @@
 
 namespace moetune {
 
-// This GPU's expert for a slot, or -1.
-__device__ __forceinline__ int expert_of(const ExpertIds& e, int slot) {
-  i64 id = e.are_int64 != 0 ? static_cast<const i64*>(e.ids)[slot]
-                            : static_cast<const int*>(e.ids)[slot];
+__device__ __forceinline__ i64 load_id(const ExpertIds& e, int slot) {
+  return e.are_int64 != 0 ? static_cast<const i64*>(e.ids)[slot]
+                          : static_cast<const int*>(e.ids)[slot];
+}
+
+// This GPU's expert for an id, or -1.
+__device__ __forceinline__ int local_expert(const ExpertIds& e, i64 id) {
   if (e.map != nullptr) id = id >= 0 && id < e.map_size ? e.map[id] : -1;
   return id >= 0 && id < e.num_experts ? static_cast<int>(id) : -1;
+}
+__device__ __forceinline__ int expert_of(const ExpertIds& e, int slot) {
+  return local_expert(e, load_id(e, slot));
 }
 
 __device__ __forceinline__ float weight_of(const RoutingWeights& w, int slot) {

@@ -85,8 +85,10 @@ __device__ __forceinline__ void sort_slots(const Params& p, int* scratch, Sorted
   const int padded = (p.num_slots + 3) / 4 * 4;
   for (int i = threadIdx.x; i < padded; i += num_threads(C)) {
     const bool valid = i < p.num_slots;
+    // Both loads are on their way before either is looked at: they come from memory.
+    const float weight = valid ? weight_of(p.weights, i) : 0;
     const int id = valid ? expert_of(p.ids, i) : -1;
-    weights[i] = valid ? weight_of(p.weights, i) : 0;
+    weights[i] = weight;
     ids[i] = id >= 0 ? id : kNone;
     leaders[i] = kNone;
   }

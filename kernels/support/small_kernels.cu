@@ -307,15 +307,25 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (static_cast<int>(blockIdx.x) >= p.sorting) return work_beside_sorting<kBeside>(p, rows);
   __shared__ Sorting s;
   const int num_threads = blockDim.x;
+  i64 ids[kSmallSortLoads];  // all on their way before one is looked at
   int experts[kSmallSortLoads];
   int places[kSmallSortLoads];  // among the expert's slots
+  const auto load_ids = [&](const auto* from) {
 #pragma unroll
-  for (int i = 0; i < kSmallSortLoads; ++i) {
-    const int slot = i * num_threads + threadIdx.x;
-    experts[i] = slot < p.num_slots ? expert_of(p.ids, slot) : -1;
+    for (int i = 0; i < kSmallSortLoads; ++i) {
+      const int slot = i * num_threads + threadIdx.x;
+      ids[i] = slot < p.num_slots ? from[slot] : -1;
+    }
+  };
+  if (p.ids.are_int64 != 0) {
+    load_ids(static_cast<const i64*>(p.ids.ids));
+  } else {
+    load_ids(static_cast<const int*>(p.ids.ids));
   }
-  clear_tickets(p);
   for (int e = threadIdx.x; e < p.ids.num_experts; e += num_threads) s.counts[e] = 0;
+  clear_tickets(p);
+#pragma unroll
+  for (int i = 0; i < kSmallSortLoads; ++i) experts[i] = local_expert(p.ids, ids[i]);
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSmallSortLoads; ++i) {

@@ -13,11 +13,13 @@ CounterPool::CounterPool() : memory_(kMaxCounters * kBytes) {
 }
 
 void* CounterPool::find(cudaStream_t stream, const std::string& name) {
+  // The legacy default stream is one, and cannot be captured.
+  const bool is_default = stream == nullptr || stream == cudaStreamLegacy;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
+  if (!is_default) check_cuda(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
   const bool is_captured = capture == cudaStreamCaptureStatusActive;
-  unsigned long long id = 0;  // of streams, never used again: handles are
-  if (!is_captured) check_cuda(cudaStreamGetId(stream, &id), "cudaStreamGetId");
+  unsigned long long id = ~0ULL;  // of streams, never used again: handles are
+  if (!is_default && !is_captured) check_cuda(cudaStreamGetId(stream, &id), "cudaStreamGetId");
   const std::scoped_lock lock(mutex_);
   const auto take = [&]() -> void* {
     if (num_taken_ == kMaxCounters) return nullptr;

@@ -4,7 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 #include <pwd.h>
-#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -103,8 +103,7 @@ class CurrentDevice {
 void log_to_stderr() {
   static std::once_flag once;
   std::call_once(once, [] {
-    auto logger = std::make_shared<spdlog::logger>(
-        "moetune", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    auto logger = spdlog::stderr_color_mt("moetune");
     logger->set_pattern("moetune: %l: %v");
     logger->set_level(spdlog::level::warn);
     spdlog::set_default_logger(std::move(logger));

@@ -19,9 +19,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kNeighbours = 4;       // keys that are tried for a count
-constexpr std::size_t kModelPlans = 5;       // that are tried
-constexpr std::size_t kModelPoints = 3;      // of each GEMM that these are made of
+constexpr std::size_t kChoices = 4;       // for a count
+constexpr std::size_t kModelPoints = 24;  // of each GEMM
 constexpr std::string_view kBuiltIn = "built-in: ";
 
 bool same_layer(const LayerShape& a, const LayerShape& b) {
@@ -120,10 +119,10 @@ std::vector<Plan> model_plans(const Gpu& gpu, const Problem& problem, const Call
   const std::vector<Step> first = best_steps(gpu, problem, layout, Stage::gemm1);
   const std::vector<Step> second = best_steps(gpu, problem, layout, Stage::gemm2);
   std::vector<Plan> plans;
-  for (std::size_t rank = 0; rank < first.size() + second.size(); ++rank) {
-    for (std::size_t i = 0; i <= rank && i < first.size(); ++i) {
-      if (rank - i >= second.size() || plans.size() == kModelPlans) continue;
-      Plan plan{{first[i], second[rank - i]}};
+  for (std::size_t ranks = 0; ranks + 1 < first.size() + second.size(); ++ranks) {
+    for (std::size_t i = 0; i <= ranks && i < first.size(); ++i) {
+      if (ranks - i >= second.size()) continue;
+      Plan plan{{first[i], second[ranks - i]}};
       if (pair_defect(plan).empty()) plans.push_back(std::move(plan));
     }
   }
@@ -198,30 +197,35 @@ const std::vector<Plan>& PlanChooser::model_plans(std::int64_t key) const {
 }
 
 std::vector<PlanChoice> PlanChooser::choose(std::int64_t num_tokens,
-                                            std::vector<std::string>& notes) const {
+                                            std::vector<std::string>& notes,
+                                            const IsUnfit& is_unfit) const {
   notes = notes_;
   Problem problem = problem_;
   problem.num_tokens = num_tokens;
+  const auto usable = [&](const Plan& plan) {
+    return !is_unfit || std::none_of(plan.steps.begin(), plan.steps.end(), is_unfit);
+  };
   std::vector<PlanChoice> choices;
-  std::vector<std::int64_t> near = nearest_keys(keys_, num_tokens);
-  near.resize(std::min(near.size(), kNeighbours));
-  if (table_) {
-    for (const std::int64_t key : near) {
-      const TableEntry& entry = table_->table.entries.at(key);
-      if (std::string defect = plan_defect(gpu_, problem, layout_, entry.plan); !defect.empty()) {
-        notes.push_back(fmt::format("{}: the entry for {} tokens was passed over: {}", table_->name,
-                                    key, defect));
-        continue;
-      }
-      choices.push_back({key == num_tokens ? ChoiceStep::exact : ChoiceStep::nearest, table_->name,
-                         key, entry.plan, entry.timing.median_us});
+  const std::vector<std::int64_t> near = nearest_keys(keys_, num_tokens);
+  for (const std::int64_t key : near) {
+    if (!table_ || choices.size() == kChoices) break;
+    const TableEntry& entry = table_->table.entries.at(key);
+    std::string defect = plan_defect(gpu_, problem, layout_, entry.plan);
+    if (defect.empty() && !usable(entry.plan)) defect = "it does not compile or fit here";
+    if (!defect.empty()) {
+      notes.push_back(fmt::format("{}: the entry for {} tokens was passed over: {}", table_->name,
+                                  key, defect));
+      continue;
     }
-    if (!choices.empty()) return choices;
+    choices.push_back({key == num_tokens ? ChoiceStep::exact : ChoiceStep::nearest, table_->name,
+                       key, entry.plan, entry.timing.median_us});
   }
+  if (!choices.empty()) return choices;
   // Only where no entry serves: looking at every point takes a while.
   const std::int64_t key = table_ ? num_tokens : near.front();
   for (const Plan& plan : model_plans(key)) {
-    if (plan_defect(gpu_, problem, layout_, plan).empty())
+    if (choices.size() == kChoices) break;
+    if (usable(plan) && plan_defect(gpu_, problem, layout_, plan).empty())
       choices.push_back({ChoiceStep::model, "", key, plan, 0});
   }
   return choices;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -58,9 +59,11 @@ class PlanChooser {
   PlanChooser(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
               const std::vector<std::string>& paths);
 
-  // Plans for a call with this many tokens, best first; a later one serves where an earlier does not
-  // compile or fit. Notes say what was passed over.
-  std::vector<PlanChoice> choose(std::int64_t num_tokens, std::vector<std::string>& notes) const;
+  // A few plans for a call with this many tokens, best first, without those that have a step of which
+  // `is_unfit` says that it does not compile or fit. Notes say what was passed over.
+  using IsUnfit = std::function<bool(const Step&)>;
+  std::vector<PlanChoice> choose(std::int64_t num_tokens, std::vector<std::string>& notes,
+                                 const IsUnfit& is_unfit = {}) const;
   // Token counts that plans were chosen for, ascending: any call takes one of their plans, unless
   // that breaks a rule at its size.
   const std::vector<std::int64_t>& keys() const { return keys_; }
@@ -83,8 +86,9 @@ class PlanChooser {
   mutable std::map<std::int64_t, std::vector<Plan>> model_plans_;  // by key
 };
 
-// Plans that the time model likes best at problem.num_tokens: the best few of each GEMM, paired in
-// order. Empty where no variant has a legal point.
+// Plans that the time model likes best at problem.num_tokens: the best of each GEMM, paired in order of
+// their ranks. Many, for a good part of what it likes may not compile without spills. Empty where no
+// variant has a legal point.
 std::vector<Plan> model_plans(const Gpu& gpu, const Problem& problem, const CallLayout& layout);
 
 }  // namespace moetune

@@ -21,6 +21,10 @@ std::int64_t counters_bytes(const LayerProgram& program) {
          kTensorAlignment;
 }
 
+std::string step_key(const Step& step) {
+  return fmt::format("{} {} {}", step.op, step.variant, step.point.key());
+}
+
 Gpu gpu_of(int ordinal) {
   for (const Gpu& gpu : list_gpus())
     if (gpu.ordinal == ordinal) return gpu;
@@ -67,31 +71,39 @@ Problem TunedLayer::at(std::int64_t num_tokens) const {
   return problem;
 }
 
-std::optional<PlanChoice> TunedLayer::resolve(std::int64_t num_tokens,
-                                              std::vector<std::string>& notes) const {
-  for (PlanChoice& choice : chooser_.choose(num_tokens, notes)) {
+std::vector<PlanChoice> TunedLayer::choices(std::int64_t num_tokens,
+                                            std::vector<std::string>& notes) const {
+  std::map<std::string, std::string> unfit;
+  {
     const std::scoped_lock lock(plans_mutex_);
-    const auto unfit = unfit_.find(choice.plan.key());
-    if (unfit == unfit_.end()) return std::move(choice);
-    notes.push_back(fmt::format("{}: {}", choice.plan.key(), unfit->second));
+    unfit = unfit_;
   }
-  return std::nullopt;
+  auto found = chooser_.choose(num_tokens, notes,
+                               [&](const Step& step) { return unfit.contains(step_key(step)); });
+  for (const auto& [step, why] : unfit) notes.push_back(fmt::format("{}: {}", step, why));
+  return found;
 }
 
-std::string TunedLayer::load(const Problem& problem, const Plan& plan) {
-  try {
-    for (const Step& step : plan.steps) {
-      Trial trial;
-      if (!check_static(device_->gpu, problem, step, device_->compiler, trial))
-        return fmt::format("{}: {}", to_string(trial.status), trial.reason);
-    }
-    // Loads the kernels, the small ones too.
-    const Executor executor(build(device_->gpu, problem, plan, Stage::layer), device_->kernels);
-    return "";
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::device) throw;
-    return error.what();
+std::optional<PlanChoice> TunedLayer::resolve(std::int64_t num_tokens,
+                                              std::vector<std::string>& notes) const {
+  std::vector<PlanChoice> found = choices(num_tokens, notes);
+  if (found.empty()) return std::nullopt;
+  return std::move(found.front());
+}
+
+bool TunedLayer::load(const Problem& problem, const Plan& plan) {
+  for (const Step& step : plan.steps) {
+    Trial trial;
+    if (check_static(device_->gpu, problem, step, device_->compiler, trial)) continue;
+    const std::scoped_lock lock(plans_mutex_);
+    unfit_.emplace(step_key(step), fmt::format("{}: {}", to_string(trial.status), trial.reason));
+    return false;
   }
+  // Loads the kernels, the small ones too.
+  const Executor executor(build(device_->gpu, problem, plan, Stage::layer), device_->kernels);
+  const std::scoped_lock lock(plans_mutex_);
+  loaded_.insert(plan.key());
+  return true;
 }
 
 void TunedLayer::prepare(std::span<const std::int64_t> token_counts) {
@@ -100,15 +112,21 @@ void TunedLayer::prepare(std::span<const std::int64_t> token_counts) {
   if (*counts.begin() < 0)
     throw Error(ErrorKind::input, fmt::format("{} tokens are no token count", *counts.begin()));
   counts.erase(0);
-  // Everything that is likely to be needed is compiled at once, on all threads.
+  // Everything that is likely to be needed is compiled at once, on all threads. A table's entries
+  // were compiled before; of the model's plans some do not compile.
   device_->compiler.submit(small_kernels(problem_));
   std::vector<std::string> notes;
   for (const std::int64_t count : counts) {
-    if (const auto choice = resolve(count, notes)) {
-      for (const Step& step : choice->plan.steps)
+    for (const PlanChoice& choice : choices(count, notes)) {
+      for (const Step& step : choice.plan.steps)
         device_->compiler.submit(source_of(device_->gpu, at(count), step));
+      if (choice.step != ChoiceStep::model) break;
     }
   }
+  const auto is_loaded = [&](const Plan& plan) {
+    const std::scoped_lock lock(plans_mutex_);
+    return loaded_.contains(plan.key());
+  };
   for (const std::int64_t count : counts) {
     for (;;) {
       const auto choice = resolve(count, notes);
@@ -117,18 +135,7 @@ void TunedLayer::prepare(std::span<const std::int64_t> token_counts) {
                     fmt::format("no plan for {} tokens can run here{}{}", count,
                                 notes.empty() ? "" : ": ", fmt::join(notes, "; ")));
       }
-      const std::string key = choice->plan.key();
-      {
-        const std::scoped_lock lock(plans_mutex_);
-        if (loaded_.contains(key)) break;
-      }
-      const std::string defect = load(at(count), choice->plan);
-      const std::scoped_lock lock(plans_mutex_);
-      if (defect.empty()) {
-        loaded_.insert(key);
-        break;
-      }
-      unfit_.emplace(key, defect);
+      if (is_loaded(choice->plan) || load(at(count), choice->plan)) break;
     }
   }
 }
@@ -166,7 +173,7 @@ std::size_t TunedLayer::workspace_bytes(std::int64_t max_tokens) const {
   for (const std::int64_t count : largest_calls(max_tokens)) {
     std::vector<std::string> notes;
     const auto choice = resolve(count, notes);
-    if (!choice) throw Error(ErrorKind::failed, fmt::format("no plan for {} tokens", count));
+    if (!choice) continue;  // nothing runs then
     const LayerProgram of = program({count, layout}, choice->plan);
     most = std::max(most, moetune::workspace_bytes(of) + counters_bytes(of));
   }

@@ -89,10 +89,11 @@ class TunedLayer {
   };
 
   Problem at(std::int64_t num_tokens) const;
-  // The first of a count's choices that is not known not to compile.
+  // A count's choices without steps that are known not to compile or fit.
+  std::vector<PlanChoice> choices(std::int64_t num_tokens, std::vector<std::string>& notes) const;
   std::optional<PlanChoice> resolve(std::int64_t num_tokens, std::vector<std::string>& notes) const;
-  // Why the plan cannot run here, "" when it is loaded.
-  std::string load(const Problem& problem, const Plan& plan);
+  // False where a step cannot run here, which is then in unfit_.
+  bool load(const Problem& problem, const Plan& plan);
   std::shared_ptr<const Ready> find(const CallKey& key);
   LayerProgram program(const CallKey& key, const Plan& plan) const;
   // Counts at which a call of up to `max_tokens` may need the most memory.
@@ -102,10 +103,10 @@ class TunedLayer {
   Problem problem_;
   CallLayout weights_layout_;
   PlanChooser chooser_;
-  mutable std::mutex plans_mutex_;                 // guards the next two
-  std::set<std::string> loaded_;                   // keys of plans that are ready
-  std::map<std::string, std::string> unfit_;       // and of those that are not: why
-  std::shared_mutex calls_mutex_;                  // guards calls_
+  mutable std::mutex plans_mutex_;            // guards the next two
+  std::set<std::string> loaded_;              // keys of plans that are ready
+  std::map<std::string, std::string> unfit_;  // steps that are not: why
+  std::shared_mutex calls_mutex_;             // guards calls_
   std::map<CallKey, std::shared_ptr<const Ready>> calls_;
 };
 

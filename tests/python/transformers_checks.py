@@ -5,7 +5,7 @@ What is compared, and how closely:
             forward in float32: relative error of the norm at most 0.01 in bf16. Weights are ten times
             transformers' usual ones: with those, experts that return zeros pass any test of a model.
   model     the logits of the whole model against eager experts in the same bf16: relative error of
-            the norm at most 0.05 (another rounding may turn a near tie of the router the other way).
+            the norm at most 0.1 (another rounding turns near ties of the router the other way: 0.04 was seen).
   compile   one graph without breaks.
 Sizes that the kernels take must reach them, once a layer; others must not, and one warning says why.
 """
@@ -149,8 +149,8 @@ def check_model(name: str, sizes: dict[str, int], reason: str) -> dict[str, floa
         model.set_experts_implementation("moe_tune")
         got = logits_of(model, ids)
     error = ((got - expected).double().norm() / expected.double().norm()).item()
-    if not (error <= 0.05):
-        raise AssertionError(f"logits: relative error {error:.4g} > 0.05")
+    if not (error <= 0.1):
+        raise AssertionError(f"logits: relative error {error:.4g} > 0.1")
     figures["logits_error"] = error
     if reason:
         assert counted.calls == 0, "the kernels were reached"

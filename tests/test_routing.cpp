@@ -14,6 +14,7 @@
 #include "lab/routing.hpp"
 #include "measure/check.hpp"
 #include "measure/timing.hpp"
+#include "program/builder.hpp"
 
 using namespace moetune;
 

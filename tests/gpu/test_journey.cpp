@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include "bench/journey.hpp"
-#include "bench/loaded_plan.hpp"
 #include "bench/mxfp8.hpp"
 #include "bench/step_timer.hpp"
 #include "bench/techniques.hpp"

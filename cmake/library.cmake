@@ -11,12 +11,12 @@ foreach(library moetune moetune_static)
   target_include_directories(${library} INTERFACE
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src/runtime> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 endforeach()
-set_target_properties(moetune PROPERTIES
+set_target_properties(moetune PROPERTIES LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/moetune.map
   VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 # The CUDA runtime and the C++ library are inside, so that the library runs beside any other ones.
 target_link_libraries(moetune PRIVATE CUDA::cudart_static Threads::Threads ${CMAKE_DL_LIBS})
-target_link_options(moetune PRIVATE -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL
-                    -Wl,--no-undefined $<$<CONFIG:Release>:-s>)
+target_link_options(moetune PRIVATE -static-libstdc++ -static-libgcc -Wl,--no-undefined
+                    -Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/moetune.map $<$<CONFIG:Release>:-s>)
 target_compile_definitions(moetune_static INTERFACE MOETUNE_STATIC)
 target_link_libraries(moetune_static INTERFACE CUDA::cudart_static Threads::Threads ${CMAKE_DL_LIBS}
                       stdc++)

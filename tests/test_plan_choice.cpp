@@ -65,6 +65,10 @@ TEST_CASE("plan choice: exact, else the nearest key by ratio, whether a file or 
     CHECK(chooser.keys() == std::vector<std::int64_t>{1, 8, 64});
     const auto exact = choose(chooser, 8);
     REQUIRE(exact.size() == 3);  // the others follow, should it not compile
+    std::string notes;
+    choose(chooser, 8, &notes);
+    CHECK(notes.find("portable changed since the entry for 8 tokens was tuned") !=
+          std::string::npos);
     CHECK(exact[0].step == ChoiceStep::exact);
     CHECK(exact[0].plan.steps[0].point.at("NUM_STAGES") == 3);
     CHECK(exact[0].recorded_us == 10);

@@ -298,9 +298,10 @@ __device__ __forceinline__ void place(const SortParams& p, int slot, int positio
   if (p.fp32_weights != nullptr) p.fp32_weights[slot] = weight_of(p.weights, slot);
 }
 
-// One block sorts everything, for some thousand slots.
+// One block sorts everything, for some thousand slots. One block on a multiprocessor: told nothing,
+// ptxas makes room for two and spills.
 template <Beside kBeside>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     sort_small(const SortParams p, const ActivateParams rows) {
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -310,12 +311,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   i64 ids[kSmallSortLoads];  // all on their way before one is looked at
   int experts[kSmallSortLoads];
   int places[kSmallSortLoads];  // among the expert's slots
-  const auto load_ids = [&](const auto* from) {
+  // The same for all threads: few slots take few rounds.
+  const auto for_each_round = [&](auto&& body) {
 #pragma unroll
-    for (int i = 0; i < kSmallSortLoads; ++i) {
-      const int slot = i * num_threads + threadIdx.x;
-      ids[i] = slot < p.num_slots ? from[slot] : -1;
-    }
+    for (int i = 0; i < kSmallSortLoads; ++i)
+      if (i * num_threads < p.num_slots) body(i, static_cast<int>(i * num_threads + threadIdx.x));
+  };
+  const auto load_ids = [&](const auto* from) {
+    for_each_round([&](int i, int slot) { ids[i] = slot < p.num_slots ? from[slot] : -1; });
   };
   if (p.ids.are_int64 != 0) {
     load_ids(static_cast<const i64*>(p.ids.ids));
@@ -324,22 +327,17 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   for (int e = threadIdx.x; e < p.ids.num_experts; e += num_threads) s.counts[e] = 0;
   clear_tickets(p);
-#pragma unroll
-  for (int i = 0; i < kSmallSortLoads; ++i) experts[i] = local_expert(p.ids, ids[i]);
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kSmallSortLoads; ++i) {
+  for_each_round([&](int i, int) {
+    experts[i] = local_expert(p.ids, ids[i]);
     if (experts[i] >= 0) places[i] = atomicAdd(&s.counts[experts[i]], 1);
-  }
+  });
   __syncthreads();
   scan_and_list(p, s, 1);
-#pragma unroll
-  for (int i = 0; i < kSmallSortLoads; ++i) {
-    const int slot = i * num_threads + threadIdx.x;
-    if (slot < p.num_slots) {
-      place(p, slot, experts[i] >= 0 ? s.first_slot(experts[i]) + places[i] : -1);
-    }
-  }
+  for_each_round([&](int i, int slot) {
+    if (slot >= p.num_slots) return;
+    place(p, slot, experts[i] >= 0 ? s.first_slot(experts[i]) + places[i] : -1);
+  });
 }
 
 // Two launches for more. Block b counts its share of the slots by expert...

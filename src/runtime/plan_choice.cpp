@@ -1,6 +1,7 @@
 #include "runtime/plan_choice.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -10,6 +11,7 @@
 #include "core/embedded.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "jit/compiler.hpp"
 #include "kernels/variant.hpp"
 #include "program/steps.hpp"
 #include "table/schema.hpp"
@@ -216,6 +218,14 @@ std::vector<PlanChoice> PlanChooser::choose(std::int64_t num_tokens,
       notes.push_back(fmt::format("{}: the entry for {} tokens was passed over: {}", table_->name,
                                   key, defect));
       continue;
+    }
+    // It runs and is right, as all legal points: only its time is of other kernels.
+    const auto changed =
+        changed_variants(variants_of(entry.plan), table_->table.identity.kernels, kernel_hashes());
+    if (choices.empty() && !changed.empty()) {
+      notes.push_back(fmt::format("{}: {} changed since the entry for {} tokens was tuned; search "
+                                  "again with --tokens {}",
+                                  table_->name, fmt::join(changed, " and "), key, key));
     }
     choices.push_back({key == num_tokens ? ChoiceStep::exact : ChoiceStep::nearest, table_->name,
                        key, entry.plan, entry.timing.median_us});

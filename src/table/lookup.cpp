@@ -7,7 +7,7 @@ namespace moetune {
 std::vector<std::int64_t> nearest_keys(std::vector<std::int64_t> keys, std::int64_t num_tokens) {
   const auto ratio = [num_tokens](std::int64_t key) {
     const auto a = static_cast<double>(key);
-    const auto b = static_cast<double>(num_tokens);
+    const auto b = static_cast<double>(std::max<std::int64_t>(num_tokens, 1));
     return a > b ? a / b : b / a;
   };
   std::sort(keys.begin(), keys.end(), [&](std::int64_t a, std::int64_t b) {

@@ -48,7 +48,8 @@ KernelRow sample_row() {
 }  // namespace
 
 TEST_CASE("kernels: the reference point's works are the layer's, kernel by kernel") {
-  const auto works = kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), kRows);
+  const auto works =
+      kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), kRows);
   CHECK(steps_of(works) == "sort; GEMM1; activation; GEMM2; combine; ");
   CHECK(sum_of(works, &KernelWork::flops) == doctest::Approx(layer_flops(kProblem)));
   const KernelWork& gemm1 = works[1];
@@ -81,16 +82,22 @@ TEST_CASE("kernels: fp8, fused and joined plans have the kernels that they launc
   CHECK(works.back().fp8);
   CHECK(works.back().rounds_full > 0);
   CHECK(works.back().rounds_full <= 1);
-  CHECK(works.back().bytes <
-        0.6 * kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), rows)[3].bytes * 8);
+  CHECK(
+      works.back().bytes <
+      0.6 *
+          kernel_works(build(kGpu, kProblem, reference_plan(kGpu, kProblem), Stage::layer), rows)[3]
+              .bytes *
+          8);
   problem.num_tokens = 64;
   plan = find_variant("swap_ab").joined_plans(kGpu, problem, Fp8Mode::on).at(0);
-  const auto joined = kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>(8, 16));
+  const auto joined =
+      kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>(8, 16));
   CHECK(holds(steps_of(joined), "GEMM1 + GEMM2; "));
   CHECK(sum_of(joined, &KernelWork::flops) == doctest::Approx(layer_flops(problem)));
   problem.num_tokens = 2;
   plan = find_variant("decode").joined_plans(kGpu, problem, Fp8Mode::on).at(0);
-  const auto whole = kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>{1, 1, 1, 1});
+  const auto whole =
+      kernel_works(build(kGpu, problem, plan, Stage::layer), std::vector<std::int64_t>{1, 1, 1, 1});
   CHECK(steps_of(whole) == "layer; ");
   CHECK(whole[0].bytes ==
         doctest::Approx(weight_bytes(problem.shape, problem.dtype) / 2).epsilon(0.01));

@@ -53,7 +53,8 @@ std::vector<PlanChoice> choose(const PlanChooser& chooser, std::int64_t num_toke
 
 }  // namespace
 
-TEST_CASE("plan choice: exact, else the nearest key by ratio, whether a file or a folder is named") {
+TEST_CASE(
+    "plan choice: exact, else the nearest key by ratio, whether a file or a folder is named") {
   const TemporaryFolder folder;
   const Problem problem = problem_of();
   const std::string file = write_table(folder.path(), table_of(problem));
@@ -116,7 +117,8 @@ TEST_CASE("plan choice: tables of others, torn and missing ones are passed over 
   CHECK(choices[0].key == 16);
 }
 
-TEST_CASE("plan choice: without a table the time model's plans are legal, for every GPU and dtype") {
+TEST_CASE(
+    "plan choice: without a table the time model's plans are legal, for every GPU and dtype") {
   for (const char* name : {"a100", "h100", "b200"}) {
     const Gpu gpu = known_gpu(name);
     for (const Dtype dtype : {Dtype::bf16, Dtype::fp8_block, Dtype::fp8_tensor}) {

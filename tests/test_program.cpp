@@ -34,7 +34,8 @@ std::vector<std::string> steps_of(const LayerProgram& program) {
   return steps;
 }
 
-// Plans of every variant: some of its points in pairs, and some of those whose GEMMs share a launch.
+// Plans of every variant: some of its points in pairs, and some of those whose GEMMs share a
+// launch.
 std::vector<Plan> some_plans(const Gpu& gpu, const Problem& problem) {
   std::vector<Plan> plans;
   const Fp8Mode fp8 = default_fp8_mode(problem.dtype);
@@ -157,8 +158,7 @@ TEST_CASE("program: what a call keeps between its kernels, counted by hand") {
 TEST_CASE("program: scratch tensors lie apart, and those of the setup by themselves") {
   const Gpu gpu = known_gpu("h200");
   const Problem problem = problem_of(Dtype::bf16, 3000);
-  const LayerProgram program =
-      build(gpu, problem, reference_plan(gpu, problem), Stage::gemm1);
+  const LayerProgram program = build(gpu, problem, reference_plan(gpu, problem), Stage::gemm1);
   std::int64_t sum = 0;
   for (const bool of_setup : {false, true}) {
     const WorkspaceLayout layout = workspace_layout(program, of_setup);

@@ -1,5 +1,5 @@
-// Which experts the tokens chose, as callers have it: the same structs for the host and for NVRTC, so
-// this includes nothing.
+// Which experts the tokens chose, as callers have it: the same structs for the host and for NVRTC,
+// so this includes nothing.
 #pragma once
 
 namespace moetune {

@@ -73,11 +73,11 @@ constexpr int smem_bytes(const Config& c) {
 constexpr int kSortedBytes = kMaxSlots * 10 + 128;
 
 struct Params {
-  const void* x;                 // bf16 [tokens, H]
-  const void* w13;               // bf16 or e4m3 [experts, 2I, H]
-  const void* w2;                // [experts, H, I]
-  const float* w13_scale;        // [experts, 2I / 128, H / 128]
-  const float* w2_scale;         // [experts, H / 128, I / 128]
+  const void* x;           // bf16 [tokens, H]
+  const void* w13;         // bf16 or e4m3 [experts, 2I, H]
+  const void* w2;          // [experts, H, I]
+  const float* w13_scale;  // [experts, 2I / 128, H / 128]
+  const float* w2_scale;   // [experts, H / 128, I / 128]
   ExpertIds ids;
   RoutingWeights weights;
   void* activation;              // bf16 [num_slots, I], sorted by expert

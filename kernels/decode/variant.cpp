@@ -156,8 +156,8 @@ void Decode::append_layer(ProgramBuilder& builder, const Plan& plan) const {
   }
   bind_ids(builder, p, p.value.ids);
   bind_weights(builder, p, p.value.weights);
-  p.bind(&decode::Params::activation, builder.scratch("activation", 2 * slots * s.intermediate_size),
-         Access::write);
+  p.bind(&decode::Params::activation,
+         builder.scratch("activation", 2 * slots * s.intermediate_size), Access::write);
   p.bind(&decode::Params::out, out_without_gaps(builder), Access::write);
   // A pair for each size of grid: launches count in it, and must agree on how many blocks do.
   const std::string counters = fmt::format("decode_counters_{}", c.blocks_per_sm);

@@ -28,7 +28,7 @@ struct SortParams {
   int slots_a_block;  // where several blocks sort
   // Blocks of a launch, in this order.
   int sorting;
-  int beside;  // that copy or quantise x
+  int beside;   // that copy or quantise x
   void* clear;  // set to zero by the remaining blocks, kClearBytes each
   long long clear_bytes;
 };

@@ -14,8 +14,8 @@ namespace moetune {
 //   activation_q, activation_scale  MXFP8 [slots, I], packed
 //   y                               bf16 or fp32 [slots, H], packed
 // gemm1 finds x_q made by the setup; its result is the activation in bf16. gemm2 reads
-// activation_q, which whoever measures it puts there; the result is y. `configs`: of GEMM1 and GEMM2;
-// a stage looks at its own.
+// activation_q, which whoever measures it puts there; the result is y. `configs`: of GEMM1 and
+// GEMM2; a stage looks at its own.
 LayerProgram mxfp8_program(const Gpu& gpu, const Problem& problem, Stage stage,
                            const Mxfp8Config (&configs)[2]);
 

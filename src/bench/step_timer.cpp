@@ -58,8 +58,7 @@ double StepTimer::step_s(std::int64_t num_tokens) {
   if (!entry.graph) {
     batch_.problem.num_tokens = found->first;
     entry.graph = std::make_unique<Graph>(layer_.stream(), [&] {
-      for (int call = 0; call < options_.num_launched; ++call)
-        entry.plan->enqueue(batch_, call);
+      for (int call = 0; call < options_.num_launched; ++call) entry.plan->enqueue(batch_, call);
     });
     launch_s(entry);  // the first launch of a graph is no measure
   }

@@ -1,4 +1,5 @@
-// `moe-tune which`: the table, the entry and the plan that a call of libmoetune would take, and why.
+// `moe-tune which`: the table, the entry and the plan that a call of libmoetune would take, and
+// why.
 #include <fmt/format.h>
 
 #include <memory>

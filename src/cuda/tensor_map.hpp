@@ -8,9 +8,9 @@
 namespace moetune {
 
 // A row-major matrix [rows, columns], rows `pitch` elements apart, read in boxes of `box_rows` rows
-// by 128 bytes, swizzled over 128 bytes; what lies outside the matrix reads as zeros. The pitch must
-// be a multiple of 16 bytes, box_rows at most 256. `promotion`: bytes that L2 fetches for what is
-// asked, 128 or 256. Source: CUDA driver API, cuTensorMapEncodeTiled.
+// by 128 bytes, swizzled over 128 bytes; what lies outside the matrix reads as zeros. The pitch
+// must be a multiple of 16 bytes, box_rows at most 256. `promotion`: bytes that L2 fetches for what
+// is asked, 128 or 256. Source: CUDA driver API, cuTensorMapEncodeTiled.
 struct TensorMap {
   TensorMap() = default;
   // Throws Error(device) when the driver refuses it.

@@ -21,8 +21,8 @@ void LoadedPlan::prepare(TokenBatch& batch) {
   if (!executor) {
     Problem problem = problem_;
     problem.num_tokens = batch.problem.num_tokens;
-    executor = std::make_unique<Executor>(build(layer_.gpu(), problem, plan_, stage_),
-                                          layer_.kernels());
+    executor =
+        std::make_unique<Executor>(build(layer_.gpu(), problem, plan_, stage_), layer_.kernels());
   }
   layer_.reserve(executor->program(), batch);
 }

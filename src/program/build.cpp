@@ -27,8 +27,8 @@ void append_gemm1_stage(ProgramBuilder& b, const GemmStep& gemm1) {
   result.data = b.find(gemm1.fp8() ? "activation_q" : "activation");
   if (!gemm1.fp8()) return;
   result.scales = b.find("activation_scale");
-  result.scale_columns = b.fp8_dtype() == Dtype::fp8_block ? kScaleGroup
-                                                           : narrow(b.shape().intermediate_size);
+  result.scale_columns =
+      b.fp8_dtype() == Dtype::fp8_block ? kScaleGroup : narrow(b.shape().intermediate_size);
   result.scale_pitch = b.num_slots();
 }
 
@@ -73,9 +73,10 @@ LayerProgram build(const Gpu& gpu, const Problem& problem, const Plan& plan, Sta
   } else if (fusing == nullptr) {
     append_gemm2_stage(builder, step);
   } else {
-    throw Error(ErrorKind::input,
-                fmt::format("a GEMM2 of {} that does GEMM1 too has no time by itself; run the layer",
-                            fusing->name()));
+    throw Error(
+        ErrorKind::input,
+        fmt::format("a GEMM2 of {} that does GEMM1 too has no time by itself; run the layer",
+                    fusing->name()));
   }
   return builder.finish();
 }

@@ -44,7 +44,8 @@ class Params {
 
  private:
   void bind_at(const void* field, TensorId tensor, Access access, std::int64_t tensor_offset) {
-    const auto offset = reinterpret_cast<const char*>(field) - reinterpret_cast<const char*>(&value);
+    const auto offset =
+        reinterpret_cast<const char*>(field) - reinterpret_cast<const char*>(&value);
     pointers_.push_back({static_cast<std::size_t>(offset), tensor, tensor_offset});
     uses_.push_back({tensor, access});
   }

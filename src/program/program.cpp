@@ -75,7 +75,8 @@ std::string program_defect(const LayerProgram& program) {
   std::vector<bool> written(program.tensors.size(), false);
   if (program.stage == Stage::gemm2) {  // whoever measures it puts its rows there
     for (const char* const name : {"activation", "activation_q", "activation_scale"})
-      if (const TensorId id = program.find(name); id >= 0) written[static_cast<std::size_t>(id)] = true;
+      if (const TensorId id = program.find(name); id >= 0)
+        written[static_cast<std::size_t>(id)] = true;
   }
   for (const std::vector<Op>* ops : {&program.setup, &program.ops}) {
     for (const Op& op : *ops) {

@@ -1,5 +1,5 @@
-// What one call of a layer launches: kernels in order, on which tensors, with the bytes and flops of
-// each. Plain values without CUDA: built and tested without a GPU, run by runtime/executor.hpp.
+// What one call of a layer launches: kernels in order, on which tensors, with the bytes and flops
+// of each. Plain values without CUDA: built and tested without a GPU, run by runtime/executor.hpp.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,8 @@ enum class Role {
   weight,   // the caller's, the same at every call
   output,   // the caller's
   scratch,  // lies in the call's workspace; no call needs what another left there
-  counter,  // device memory that is 0 before the first call and that calls leave ready for the next;
-            // calls that may overlap need one each
+  counter,  // device memory that is 0 before the first call and that calls leave ready for the
+            // next; calls that may overlap need one each
 };
 
 // Index of a tensor in LayerProgram::tensors. Those of the caller come first, under these names, in
@@ -48,7 +48,8 @@ struct TensorSpec {
   std::int64_t bytes = 0;
 };
 
-// A place in an argument's bytes that holds a device address: of `tensor`, `tensor_offset` bytes on.
+// A place in an argument's bytes that holds a device address: of `tensor`, `tensor_offset` bytes
+// on.
 struct Pointer {
   std::size_t offset = 0;
   TensorId tensor = 0;
@@ -116,8 +117,8 @@ struct Op {
 // Where a program leaves its result, as the check reads it.
 struct ProgramResult {
   TensorId data = tensor::out;
-  TensorId scales = -1;      // -1: bf16
-  int scale_columns = 1;     // that share a scale
+  TensorId scales = -1;   // -1: bf16
+  int scale_columns = 1;  // that share a scale
   std::int64_t scale_pitch = 0;
   bool by_position = false;  // rows lie in the order of positions, not of tokens
 };
@@ -152,8 +153,9 @@ struct LayerProgram {
 inline constexpr int kMaxTensors = 32;  // of a program
 inline constexpr std::int64_t kTensorAlignment = 256;
 
-// Where scratch tensors lie in a call's workspace: offsets by TensorId, -1 for those of other roles.
-// `of_setup`: those that the setup writes, which a measurement keeps for each routing, or the others.
+// Where scratch tensors lie in a call's workspace: offsets by TensorId, -1 for those of other
+// roles. `of_setup`: those that the setup writes, which a measurement keeps for each routing, or
+// the others.
 struct WorkspaceLayout {
   std::vector<std::int64_t> offsets;
   std::int64_t bytes = 0;

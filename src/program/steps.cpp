@@ -95,8 +95,8 @@ Rows x_rows(ProgramBuilder& b, const GemmLaunch& gemm1) {
 }
 TensorId gate_up(ProgramBuilder& b, const GemmLaunch& gemm1) {
   const std::int64_t values = 2 * b.num_slots() * b.shape().intermediate_size;
-  return b.scratch("gate_up", gemm1.output == Output::partial ? 4 * values * gemm1.split_k
-                                                              : 2 * values);
+  return b.scratch("gate_up",
+                   gemm1.output == Output::partial ? 4 * values * gemm1.split_k : 2 * values);
 }
 TensorId y(ProgramBuilder& b, const GemmLaunch& gemm2) {
   const std::int64_t values = b.num_slots() * b.shape().hidden_size;
@@ -318,13 +318,14 @@ std::optional<TensorMapSpec> weight_map(const ProgramBuilder& b, Stage stage,
   const bool first = stage == Stage::gemm1;
   const std::int64_t columns = first ? s.hidden_size : s.intermediate_size;
   const std::int64_t rows = first ? 2 * s.intermediate_size : s.hidden_size;
-  return TensorMapSpec{.tensor = first ? tensor::w13 : tensor::w2,
-                       .rows = s.num_experts * rows,
-                       .columns = columns,
-                       .pitch = pitch_or(first ? b.layout().w13_pitch : b.layout().w2_pitch, columns),
-                       .element_bytes = launch.fp8 ? 1 : 2,
-                       .box_rows = launch.w_box_rows,
-                       .promotion = launch.w_promotion};
+  return TensorMapSpec{
+      .tensor = first ? tensor::w13 : tensor::w2,
+      .rows = s.num_experts * rows,
+      .columns = columns,
+      .pitch = pitch_or(first ? b.layout().w13_pitch : b.layout().w2_pitch, columns),
+      .element_bytes = launch.fp8 ? 1 : 2,
+      .box_rows = launch.w_box_rows,
+      .promotion = launch.w_promotion};
 }
 
 std::int64_t max_tiles(const ProgramBuilder& b, Stage stage, const GemmLaunch& launch) {
@@ -338,8 +339,9 @@ void append_gemm(ProgramBuilder& b, Stage stage, const GemmStep& step) {
   const double rows = !first || !c.gathers ? 1.0 : 0.0;  // packed, or gathered from x
   Work work = small_work(first ? "GEMM1" : "GEMM2", "moe_gemm", 0);
   if (first) {
-    const double made = halves(c) ? value_bytes(activation_values(b), c.output == Output::swiglu_fp8)
-                                  : stored_bytes(c, 2 * activation_values(b));
+    const double made = halves(c)
+                            ? value_bytes(activation_values(b), c.output == Output::swiglu_fp8)
+                            : stored_bytes(c, 2 * activation_values(b));
     work.bytes = value_bytes(rows > 0 ? y_values(b) : x_values(b), c.fp8) + made;
   } else {
     work.bytes = value_bytes(activation_values(b), c.fp8) +
@@ -383,8 +385,8 @@ void append_activation(ProgramBuilder& b, const GemmLaunch& gemm1, bool to_fp8) 
   const bool only_quantises = output == Output::swiglu;
   const Rows out = activation(b, to_fp8);
   Params<ActivateParams> p;
-  p.bind(&ActivateParams::in,
-         only_quantises ? activation(b, false).values : gate_up(b, gemm1), Access::read);
+  p.bind(&ActivateParams::in, only_quantises ? activation(b, false).values : gate_up(b, gemm1),
+         Access::read);
   p.bind(&ActivateParams::out, out.values, Access::write);
   if (out.scales >= 0) p.bind(&ActivateParams::scale, out.scales, Access::write);
   p.value.rows = narrow(b.num_slots());
@@ -397,8 +399,8 @@ void append_activation(ProgramBuilder& b, const GemmLaunch& gemm1, bool to_fp8) 
   const auto input = only_quantises              ? ActivateInput::bf16
                      : output == Output::partial ? ActivateInput::partial
                                                  : ActivateInput::gate_up;
-  const double made = only_quantises ? 2 * activation_values(b)
-                                     : stored_bytes(gemm1, 2 * activation_values(b));
+  const double made =
+      only_quantises ? 2 * activation_values(b) : stored_bytes(gemm1, 2 * activation_values(b));
   const char* const name = only_quantises ? "quantise"
                            : to_fp8       ? "activation, quantise"
                                           : "activation";

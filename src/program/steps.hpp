@@ -41,8 +41,9 @@ void append_sort(ProgramBuilder& builder, const SortStep& step);
 // gather rows of x as they are.
 void append_x_rows(ProgramBuilder& builder, const GemmLaunch& gemm1);
 
-// What a GEMM's kernel takes, all bound but the tickets: GEMM1's result is "gate_up" or the activation in GEMM2's
-// format, GEMM2's "y" or the output. It walks the row tiles that were listed for `tiles_of`.
+// What a GEMM's kernel takes, all bound but the tickets: GEMM1's result is "gate_up" or the
+// activation in GEMM2's format, GEMM2's "y" or the output. It walks the row tiles that were listed
+// for `tiles_of`.
 Params<GemmParams> gemm_params(ProgramBuilder& builder, Stage stage, const GemmLaunch& launch,
                                Stage tiles_of);
 // As the copy engine reads the weights; nothing where it does not.
@@ -55,8 +56,8 @@ void append_gemm(ProgramBuilder& builder, Stage stage, const GemmStep& step);
 void append_activation(ProgramBuilder& builder, const GemmLaunch& gemm1, bool to_fp8);
 // Zeros for a GEMM2 that adds to the output, where no sort does that.
 void append_clear(ProgramBuilder& builder);
-// What follows GEMM2: the weighted sum of each token's rows of "y", where GEMM2 did not add them, or
-// the copy to an output whose rows have gaps.
+// What follows GEMM2: the weighted sum of each token's rows of "y", where GEMM2 did not add them,
+// or the copy to an output whose rows have gaps.
 void append_end(ProgramBuilder& builder, const GemmLaunch& gemm2);
 
 // x and the output for kernels that take no pitches: the caller's tensors, or copies of them.

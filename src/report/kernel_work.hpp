@@ -1,5 +1,5 @@
-// What each kernel of a layer call must move and compute at least, as its program says, for the rows
-// that a routing gives the experts. Pure functions.
+// What each kernel of a layer call must move and compute at least, as its program says, for the
+// rows that a routing gives the experts. Pure functions.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct KernelWork {
   double rounds_full = 0;
 };
 
-// `expert_rows`: how many slots each expert has. Sizes of the tile list and of fp8_tensor's scales are
-// too small to count.
+// `expert_rows`: how many slots each expert has. Sizes of the tile list and of fp8_tensor's scales
+// are too small to count.
 std::vector<KernelWork> kernel_works(const LayerProgram& program,
                                      std::span<const std::int64_t> expert_rows);
 

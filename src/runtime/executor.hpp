@@ -20,8 +20,8 @@ class Executor {
   Executor(LayerProgram program, KernelLoader& loader);
 
   const LayerProgram& program() const { return program_; }
-  // Enqueue the setup or a call; they allocate nothing, wait for nothing and may be captured. May be
-  // called from several threads. Throw Error(device) naming the step when a launch is refused.
+  // Enqueue the setup or a call; they allocate nothing, wait for nothing and may be captured. May
+  // be called from several threads. Throw Error(device) naming the step when a launch is refused.
   void set_up(const Bindings& bindings, cudaStream_t stream) const;
   void run(const Bindings& bindings, cudaStream_t stream) const;
 

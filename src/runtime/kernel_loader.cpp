@@ -13,8 +13,9 @@ cudaKernel_t KernelLoader::load(const KernelSource& source, std::string_view exp
   if (!cubin->ok()) {
     throw Error(ErrorKind::failed, fmt::format("{}: {}", source.file, cubin->error));
   }
-  const std::string key = fmt::format("{}\n{}\n{}", source.file, fmt::join(source.expressions, "\n"),
-                                      fmt::join(source.options, "\n"));
+  const std::string key =
+      fmt::format("{}\n{}\n{}", source.file, fmt::join(source.expressions, "\n"),
+                  fmt::join(source.options, "\n"));
   const std::scoped_lock lock(mutex_);
   std::unique_ptr<Module>& module = modules_[key];
   if (!module) module = std::make_unique<Module>(*cubin);

@@ -18,9 +18,9 @@ class KernelLoader {
   explicit KernelLoader(Compiler& compiler) : compiler_(compiler) {}
 
   Compiler& compiler() const { return compiler_; }
-  // A kernel that may be launched with `smem_bytes` of dynamic shared memory. Compiles where needed,
-  // loads at the first call. Throws Error(failed) naming the file and the compiler's reason,
-  // Error(device) where it cannot be loaded. May be called from several threads.
+  // A kernel that may be launched with `smem_bytes` of dynamic shared memory. Compiles where
+  // needed, loads at the first call. Throws Error(failed) naming the file and the compiler's
+  // reason, Error(device) where it cannot be loaded. May be called from several threads.
   cudaKernel_t load(const KernelSource& source, std::string_view expression, unsigned smem_bytes);
 
  private:

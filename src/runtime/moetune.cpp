@@ -131,8 +131,8 @@ Dtype dtype_of(moetune_dtype dtype) {
     case MOETUNE_FP8_TENSOR:
       return Dtype::fp8_tensor;
   }
-  throw BadArgument{fmt::format("desc->dtype is {}, no value of moetune_dtype",
-                                static_cast<int>(dtype))};
+  throw BadArgument{
+      fmt::format("desc->dtype is {}, no value of moetune_dtype", static_cast<int>(dtype))};
 }
 
 // The password database's, so that no environment variable decides.
@@ -191,8 +191,7 @@ void create(const moetune_layer_desc* given_desc, const moetune_options* given_o
     require(value > 0, "desc->{} is {}, it must be positive", name, value);
   const std::int64_t element = is_fp8(problem.dtype) ? 1 : 2;
   CallLayout layout;
-  layout.w13_pitch =
-      pitch_of(desc.w13_row_pitch, desc.hidden_size, element, "desc->w13_row_pitch");
+  layout.w13_pitch = pitch_of(desc.w13_row_pitch, desc.hidden_size, element, "desc->w13_row_pitch");
   layout.w2_pitch =
       pitch_of(desc.w2_row_pitch, desc.intermediate_size, element, "desc->w2_row_pitch");
   const CurrentDevice current(device);
@@ -221,8 +220,7 @@ void run(moetune_layer* layer, const moetune_args* given, void* stream) {
   LayerCallArguments call;
   call.num_tokens = args.num_tokens;
   call.layout.x_pitch = pitch_of(args.x_row_pitch, shape.hidden_size, 2, "args->x_row_pitch");
-  call.layout.out_pitch =
-      pitch_of(args.out_row_pitch, shape.hidden_size, 2, "args->out_row_pitch");
+  call.layout.out_pitch = pitch_of(args.out_row_pitch, shape.hidden_size, 2, "args->out_row_pitch");
   require(args.id_type == MOETUNE_INT32 || args.id_type == MOETUNE_INT64,
           "args->id_type is {}, no value of moetune_id_type", static_cast<int>(args.id_type));
   require(args.weight_type == MOETUNE_WEIGHT_FP32 || args.weight_type == MOETUNE_WEIGHT_BF16,
@@ -247,8 +245,8 @@ void run(moetune_layer* layer, const moetune_args* given, void* stream) {
     require_pointer(args.w2_scale, 4, "w2_scale");
   }
   const auto bytes = [&](std::int64_t pitch) {
-    return 2 * ((args.num_tokens - 1) * (pitch > 0 ? pitch : shape.hidden_size) +
-                shape.hidden_size);
+    return 2 *
+           ((args.num_tokens - 1) * (pitch > 0 ? pitch : shape.hidden_size) + shape.hidden_size);
   };
   const char* const x = static_cast<const char*>(args.x);
   const char* const out = static_cast<const char*>(args.out);

@@ -53,8 +53,8 @@ std::string step_defect(const Gpu& gpu, const Problem& problem, const CallLayout
   return "";
 }
 
-// The best points of a GEMM by the time model, at problem.num_tokens. `every`: also those that a search
-// would spare itself.
+// The best points of a GEMM by the time model, at problem.num_tokens. `every`: also those that a
+// search would spare itself.
 std::vector<Step> best_steps(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
                              Stage stage, bool every) {
   std::vector<std::pair<double, Step>> best;
@@ -223,9 +223,10 @@ std::vector<PlanChoice> PlanChooser::choose(std::int64_t num_tokens,
     const auto changed =
         changed_variants(variants_of(entry.plan), table_->table.identity.kernels, kernel_hashes());
     if (choices.empty() && !changed.empty()) {
-      notes.push_back(fmt::format("{}: {} changed since the entry for {} tokens was tuned; search "
-                                  "again with --tokens {}",
-                                  table_->name, fmt::join(changed, " and "), key, key));
+      notes.push_back(
+          fmt::format("{}: {} changed since the entry for {} tokens was tuned; search "
+                      "again with --tokens {}",
+                      table_->name, fmt::join(changed, " and "), key, key));
     }
     choices.push_back({key == num_tokens ? ChoiceStep::exact : ChoiceStep::nearest, table_->name,
                        key, entry.plan, entry.timing.median_us});
@@ -242,9 +243,8 @@ std::vector<PlanChoice> PlanChooser::choose(std::int64_t num_tokens,
 }
 
 std::string choice_text(const Gpu& gpu, const Problem& problem, const ChoiceReport& report) {
-  std::string text =
-      fmt::format("{} tokens, {} on {}\n", report.num_tokens,
-                  layer_text(problem.shape, problem.dtype), gpu.name);
+  std::string text = fmt::format("{} tokens, {} on {}\n", report.num_tokens,
+                                 layer_text(problem.shape, problem.dtype), gpu.name);
   if (const auto& choice = report.choice) {
     text += fmt::format("table  {}\n", choice->table.empty() ? "none" : choice->table);
     switch (choice->step) {
@@ -255,8 +255,8 @@ std::string choice_text(const Gpu& gpu, const Problem& problem, const ChoiceRepo
         text += fmt::format("step   nearest: the entry for {} tokens\n", choice->key);
         break;
       case ChoiceStep::model:
-        text += fmt::format("step   model: predicted best at {} tokens, not measured\n",
-                            choice->key);
+        text +=
+            fmt::format("step   model: predicted best at {} tokens, not measured\n", choice->key);
         break;
     }
     for (const Step& step : choice->plan.steps)

@@ -1,5 +1,5 @@
-// Which plan a call takes: a table's entry for its token count, else a neighbour's, else what the time
-// model likes best. The same rule for libmoetune, `moe-tune which` and `moe-tune bench`.
+// Which plan a call takes: a table's entry for its token count, else a neighbour's, else what the
+// time model likes best. The same rule for libmoetune, `moe-tune which` and `moe-tune bench`.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ nlohmann::ordered_json choice_json(const Gpu& gpu, const Problem& problem,
                                    const ChoiceReport& report);
 
 // "" or why a call of this layer must not run `plan`: a step is missing, its variant unknown or not
-// for this GPU, dtype or layout, a value is none of its parameter's, or a rule broken, with numbers.
-// Rules that only spare a search do not count.
+// for this GPU, dtype or layout, a value is none of its parameter's, or a rule broken, with
+// numbers. Rules that only spare a search do not count.
 std::string plan_defect(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
                         const Plan& plan);
 
@@ -54,13 +54,13 @@ std::string plan_defect(const Gpu& gpu, const Problem& problem, const CallLayout
 class PlanChooser {
  public:
   // `paths`: tables, or folders with a table of this layer (in the folder, or in one named by the
-  // GPU), in this order, before the built-in ones. What cannot be read or is of another GPU or layer
-  // is passed over with a note. problem.num_tokens does not matter.
+  // GPU), in this order, before the built-in ones. What cannot be read or is of another GPU or
+  // layer is passed over with a note. problem.num_tokens does not matter.
   PlanChooser(const Gpu& gpu, const Problem& problem, const CallLayout& layout,
               const std::vector<std::string>& paths);
 
-  // A few plans for a call with this many tokens, best first, without those that have a step of which
-  // `is_unfit` says that it does not compile or fit. Notes say what was passed over.
+  // A few plans for a call with this many tokens, best first, without those that have a step of
+  // which `is_unfit` says that it does not compile or fit. Notes say what was passed over.
   using IsUnfit = std::function<bool(const Step&)>;
   std::vector<PlanChoice> choose(std::int64_t num_tokens, std::vector<std::string>& notes,
                                  const IsUnfit& is_unfit = {}) const;
@@ -86,9 +86,9 @@ class PlanChooser {
   mutable std::map<std::int64_t, std::vector<Plan>> model_plans_;  // by key
 };
 
-// Plans that the time model likes best at problem.num_tokens: the best of each GEMM, paired in order of
-// their ranks. Many, for a good part of what it likes may not compile without spills. Empty where no
-// variant has a legal point.
+// Plans that the time model likes best at problem.num_tokens: the best of each GEMM, paired in
+// order of their ranks. Many, for a good part of what it likes may not compile without spills.
+// Empty where no variant has a legal point.
 std::vector<Plan> model_plans(const Gpu& gpu, const Problem& problem, const CallLayout& layout);
 
 }  // namespace moetune

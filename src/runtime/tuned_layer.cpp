@@ -203,8 +203,7 @@ std::shared_ptr<const TunedLayer::Ready> TunedLayer::find(const CallKey& key) {
   const LayerProgram& of = ready->executor.program();
   ready->layout = workspace_layout(of);
   for (std::size_t i = 0; i < of.tensors.size(); ++i) {
-    if (of.tensors[i].role == Role::counter)
-      ready->counters.push_back(static_cast<TensorId>(i));
+    if (of.tensors[i].role == Role::counter) ready->counters.push_back(static_cast<TensorId>(i));
   }
   const std::unique_lock lock(calls_mutex_);
   if (calls_.size() >= kMaxCalls) calls_.clear();
@@ -220,10 +219,9 @@ void TunedLayer::run(const LayerCallArguments& call, cudaStream_t stream) {
   const LayerProgram& program = ready->executor.program();
   const std::int64_t need = ready->layout.bytes + counters_bytes(program);
   if (call.workspace_bytes < static_cast<std::size_t>(need)) {
-    throw Error(ErrorKind::input,
-                fmt::format("the workspace has {} bytes, {} tokens need {}; ask "
-                            "moetune_workspace_bytes()",
-                            call.workspace_bytes, call.num_tokens, need));
+    throw Error(ErrorKind::input, fmt::format("the workspace has {} bytes, {} tokens need {}; ask "
+                                              "moetune_workspace_bytes()",
+                                              call.workspace_bytes, call.num_tokens, need));
   }
   Bindings bindings{};
   bindings[tensor::x] = const_cast<void*>(call.x);

@@ -85,8 +85,8 @@ struct Lookup {
   std::int64_t num_tokens = 0;  // the entry's key, for exact and nearest
   const TableEntry* entry = nullptr;
 };
-// `keys` by how well their plans serve `num_tokens`: the exact one first, then by ratio, of two equal
-// ones the larger (results/NVIDIA_H200/notes.md, "Between two keys").
+// `keys` by how well their plans serve `num_tokens`: the exact one first, then by ratio, of two
+// equal ones the larger (results/NVIDIA_H200/notes.md, "Between two keys").
 std::vector<std::int64_t> nearest_keys(std::vector<std::int64_t> keys, std::int64_t num_tokens);
 // Exact token count, else the nearest in the table, else fallback (use reference_plan).
 Lookup look_up(const Table& table, std::int64_t num_tokens);

@@ -158,9 +158,7 @@ class Case {
     args.workspace_bytes = workspace.size();
     return args;
   }
-  void poison() const {
-    REQUIRE(cudaMemset(out_.get(), 0xff, out_.size()) == cudaSuccess);
-  }
+  void poison() const { REQUIRE(cudaMemset(out_.get(), 0xff, out_.size()) == cudaSuccess); }
   // The largest relative error of a token; NaN and values between rows that were written count as
   // infinite.
   double error() const {
@@ -286,7 +284,8 @@ std::vector<Plan> plans_of(const Gpu& gpu, const Problem& problem, bool pitched_
     if (name == "decode") continue;
     for (const char* const parameter : {"FUSE_SWIGLU", "GATHER", "FUSE_COMBINE"}) {
       for (const int value : {0, 1}) {
-        Plan plan{{{"gemm1", name, reference(Stage::gemm1)}, {"gemm2", name, reference(Stage::gemm2)}}};
+        Plan plan{
+            {{"gemm1", name, reference(Stage::gemm1)}, {"gemm2", name, reference(Stage::gemm2)}}};
         bool has = false;
         for (Step& step : plan.steps) {
           if (!step.point.has(parameter)) continue;
@@ -429,7 +428,8 @@ TEST_CASE("moetune: what cannot run says why, and writes nothing") {
   fails(MOETUNE_INVALID_ARGUMENT, "less than a row", [](moetune_args& a) { a.x_row_pitch = 8; });
   fails(MOETUNE_INVALID_ARGUMENT, "multiple of 16", [](moetune_args& a) { a.out_row_pitch = 257; });
   fails(MOETUNE_INVALID_ARGUMENT, "num_tokens is -1", [](moetune_args& a) { a.num_tokens = -1; });
-  fails(MOETUNE_INVALID_ARGUMENT, "overlaps", [](moetune_args& a) { a.out = const_cast<void*>(a.x); });
+  fails(MOETUNE_INVALID_ARGUMENT, "overlaps",
+        [](moetune_args& a) { a.out = const_cast<void*>(a.x); });
   fails(MOETUNE_INVALID_ARGUMENT, "moetune_workspace_bytes",
         [](moetune_args& a) { a.workspace_bytes = 256; });
   fails(MOETUNE_INVALID_ARGUMENT, "aligned",
@@ -466,8 +466,8 @@ TEST_CASE("moetune: what a call costs on the CPU" * doctest::skip()) {
     return best;
   };
   Compiler compiler(arch_name(gpu), "", 0);
-  const Module module(*compiler.get(
-      {"reference/reference.cu", {"moetune_reference::fill_normal_bf16"}, {}}));
+  const Module module(
+      *compiler.get({"reference/reference.cu", {"moetune_reference::fill_normal_bf16"}, {}}));
   const cudaKernel_t nothing = module.kernel("moetune_reference::fill_normal_bf16");
   for (const Plan& plan : plans_of(gpu, problem, false)) {
     const TemporaryFolder folder;

@@ -161,7 +161,7 @@ void Decode::append_layer(ProgramBuilder& builder, const Plan& plan) const {
   p.bind(&decode::Params::out, out_without_gaps(builder), Access::write);
   // A pair for each size of grid: launches count in it, and must agree on how many blocks do.
   const std::string counters = fmt::format("decode_counters_{}", c.blocks_per_sm);
-  p.bind(&decode::Params::counters, builder.counter(counters, 2 * 8), Access::read_write);
+  p.bind(&decode::Params::counters, builder.counter(counters, 16), Access::read_write);
   p.value.num_slots = narrow(slots);
 
   const auto weights = static_cast<double>(s.hidden_size * s.intermediate_size);

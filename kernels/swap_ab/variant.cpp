@@ -202,7 +202,7 @@ void SwapAb::append_layer(ProgramBuilder& builder, const Plan& plan) const {
   Params<GemmParams> p1 = gemm_params(builder, Stage::gemm1, gemm1.launch, Stage::gemm2);
   const Params<GemmParams> p2 = gemm_params(builder, Stage::gemm2, c, Stage::gemm2);
   // A block takes its first ticket before it waits for the sort; the last one sets them back to 0.
-  p1.bind(&GemmParams::tickets, builder.counter("joined_tickets", 2 * 4), Access::read_write);
+  p1.bind(&GemmParams::tickets, builder.counter("joined_tickets", 8), Access::read_write);
   p1.bind(&GemmParams::tiles_done, tiles_done_tensor(builder), Access::read_write);
 
   const LayerShape& s = builder.shape();

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "core/problem.hpp"
@@ -129,7 +130,13 @@ struct CallLayout {
   bool int64_ids = false;            // else int32
   bool bf16_topk_weights = false;    // else fp32
   std::int64_t expert_map_size = 0;  // 0: ids are this GPU's, there is no map
-  auto operator<=>(const CallLayout&) const = default;
+  bool operator<(const CallLayout& other) const {  // for maps
+    const auto key = [](const CallLayout& l) {
+      return std::tuple(l.x_pitch, l.out_pitch, l.w13_pitch, l.w2_pitch, l.int64_ids,
+                        l.bf16_topk_weights, l.expert_map_size);
+    };
+    return key(*this) < key(other);
+  }
 };
 
 struct LayerProgram {

@@ -55,7 +55,7 @@ TensorId positions(ProgramBuilder& b) {
   return b.scratch("positions", 4 * b.num_slots());
 }
 TensorId tickets(ProgramBuilder& b) {
-  return b.scratch("tickets", 4 * kNumTickets);
+  return b.scratch("tickets", std::int64_t{4} * kNumTickets);
 }
 // What kernels after the sort read.
 TensorId fp32_weights(ProgramBuilder& b) {
@@ -63,7 +63,7 @@ TensorId fp32_weights(ProgramBuilder& b) {
                                       : TensorId{tensor::topk_weights};
 }
 TensorId num_tiles(ProgramBuilder& b) {
-  return b.scratch("num_tiles", 2 * 4);
+  return b.scratch("num_tiles", 8);
 }
 
 // In the format that GEMM2 reads.
@@ -225,7 +225,8 @@ void append_sort(ProgramBuilder& b, const SortStep& step) {
       p.value.group_m[i] = 1;
       if (launch == nullptr) continue;
       p.bind(&SortParams::tiles, i, tiles_tensor(b, stage, launch->block_m), Access::write);
-      p.bind(&SortParams::num_tiles, i, num_tiles(b), Access::write, static_cast<int>(i) * 4);
+      p.bind(&SortParams::num_tiles, i, num_tiles(b), Access::write,
+             static_cast<std::int64_t>(i) * 4);
       p.value.block_m[i] = launch->block_m;
       p.value.group_m[i] = launch->group_m;
     }

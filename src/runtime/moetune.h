@@ -93,8 +93,8 @@ MOETUNE_API moetune_status moetune_prepare(moetune_layer* layer, const int64_t* 
                                            size_t count);
 
 /* Device memory that moetune_run() needs for calls of up to `max_tokens` tokens, with any pitches
- * and types. Its contents need not be initialised, and nothing in it is kept between calls: calls
- * that do not overlap may share it. */
+ * and types. Ask after moetune_prepare(), which replaces plans that do not compile. The contents need
+ * not be initialised, and nothing is kept in it between calls: calls that do not overlap may share it. */
 MOETUNE_API moetune_status moetune_workspace_bytes(const moetune_layer* layer, int64_t max_tokens,
                                                    size_t* bytes);
 

@@ -77,6 +77,7 @@ std::vector<Step> best_steps(const Gpu& gpu, const Problem& problem, const CallL
     }
   }
   std::vector<Step> steps;
+  steps.reserve(best.size());
   for (auto& [us, step] : best) steps.push_back(std::move(step));
   return steps;
 }

@@ -13,6 +13,7 @@
 #include <shared_mutex>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/error.hpp"
@@ -24,7 +25,7 @@ namespace moetune {
 
 // What layers of one device and one kernel cache share: compiler, loaded kernels, counters.
 struct DeviceContext {
-  DeviceContext(const Gpu& gpu, const std::string& cache_dir, int num_threads);
+  DeviceContext(const Gpu& of, const std::string& cache_dir, int num_threads);
   Gpu gpu;
   Compiler compiler;
   KernelLoader kernels;
@@ -79,7 +80,9 @@ class TunedLayer {
   struct CallKey {
     std::int64_t num_tokens;
     CallLayout layout;
-    auto operator<=>(const CallKey&) const = default;
+    bool operator<(const CallKey& other) const {
+      return std::tie(num_tokens, layout) < std::tie(other.num_tokens, other.layout);
+    }
   };
   // A call that is ready to run.
   struct Ready {

@@ -127,9 +127,9 @@ struct ProgramResult {
 // How the caller's tensors lie. Pitches in elements, 0: rows follow each other without gaps.
 struct CallLayout {
   std::int64_t x_pitch = 0, out_pitch = 0, w13_pitch = 0, w2_pitch = 0;
-  bool int64_ids = false;            // else int32
-  bool bf16_topk_weights = false;    // else fp32
-  std::int64_t expert_map_size = 0;  // 0: ids are this GPU's, there is no map
+  bool int64_ids = false;                          // else int32
+  bool bf16_topk_weights = false;                  // else fp32
+  std::int64_t expert_map_size = 0;                // 0: ids are this GPU's, there is no map
   bool operator<(const CallLayout& other) const {  // for maps
     const auto key = [](const CallLayout& l) {
       return std::tuple(l.x_pitch, l.out_pitch, l.w13_pitch, l.w2_pitch, l.int64_ids,

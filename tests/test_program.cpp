@@ -64,7 +64,7 @@ TEST_CASE("program: every plan's call reads what was written and stays within it
   for (const char* name : {"a100", "h200", "b200"}) {
     const Gpu gpu = known_gpu(name);
     for (const Dtype dtype : {Dtype::bf16, Dtype::fp8_block, Dtype::fp8_tensor}) {
-      for (const std::int64_t num_tokens : {1, 100, 5000}) {
+      for (const std::int64_t num_tokens : {1, 5000}) {
         const Problem problem = problem_of(dtype, num_tokens);
         const std::vector<Plan> plans = some_plans(gpu, problem);
         if (is_fp8(dtype) && gpu.cc() < 89) continue;
